@@ -1,0 +1,50 @@
+"""The errors that end a run, and the exit code that each of them leaves behind.
+
+Batch scripts switch on these codes, so they never change meaning: a job is requeued on
+`REQUEUE` and `HANG` only, never on a mistake that would come back.
+"""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the exit status of every `python -m pipelines.<verb>` means."""
+
+    FINISHED = 0
+    USAGE = 2
+    DATA = 3
+    NON_FINITE = 4
+    HANG = 5
+    OUT_OF_MEMORY = 6
+    REQUEUE = 75
+    INTERRUPTED = 130
+
+
+class PipelineError(Exception):
+    """A run cannot go on; the message says who, what must hold, what came and what to do."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(PipelineError, ValueError):
+    """A configuration value is unknown, has the wrong type, or contradicts another one."""
+
+
+class DataError(PipelineError, ValueError):
+    """Shards, annotations or images are missing or damaged."""
+
+    exit_code = ExitCode.DATA
+
+
+class CheckpointError(PipelineError, RuntimeError):
+    """A checkpoint is missing, incomplete, damaged, or does not fit the model."""
+
+
+class NonFiniteLossError(PipelineError, ArithmeticError):
+    """A loss became NaN or infinite."""
+
+    exit_code = ExitCode.NON_FINITE
+
+
+class BackendUnavailable(PipelineError, RuntimeError):
+    """A training backend or tracker was asked for that this environment does not have."""
