@@ -40,7 +40,7 @@ class SegmentationDataConfig:
 
     shards: folders that `pipelines.prepare` wrote; a step takes its batch from one of them.
     weights: relative frequency of each folder, empty = by number of samples.
-    size_hw: pixels of the padded crop. batch_size: images in a step over all ranks, 0 = no such task.
+    size_hw: pixels of the padded crop. batch_size: images in a step, all ranks together; 0 = none.
     max_phrases: phrases per image at most, drawn without replacement.
     """
 
