@@ -1,0 +1,1 @@
+"""Metrics of every task, each with its protocol, and the run over a data set that fills them."""
