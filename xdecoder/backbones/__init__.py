@@ -1,0 +1,17 @@
+"""Image trunks: modules that give maps at strides 4, 8, 16 and 32, and say their widths."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+STRIDES = (4, 8, 16, 32)
+
+
+class Backbone(Protocol):
+    """What the model needs of a trunk."""
+
+    out_dims: tuple[int, int, int, int]
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Sequence[Tensor]: ...

@@ -1,0 +1,82 @@
+"""A model from its settings: the one place where settings become modules."""
+
+from torch import nn
+
+from xdecoder.backbones.timm_backbone import TimmBackbone
+from xdecoder.config import BackboneConfig, ModelConfig
+from xdecoder.decoder import MaskedDecoder
+from xdecoder.model import XDecoder
+from xdecoder.pixel_decoder import FpnTransformer, MsDeform
+from xdecoder.text.encoder import TextEncoder
+from xdecoder.text.tokenizer import Tokenizer
+
+
+def build_model(config: ModelConfig, *, has_initial_weights: bool = True) -> XDecoder:
+    """The model of `config`, initialised from torch's global generator.
+
+    has_initial_weights: load the pretrained backbone that the settings name; off when a
+    checkpoint follows anyway.
+    """
+    dim = config.dim
+    backbone = _build_backbone(config.backbone, has_initial_weights)
+    tokenizer = Tokenizer(
+        context_length=config.text.context_length, num_merges=config.text.num_merges
+    )
+    return XDecoder(
+        backbone=backbone,
+        pixel_decoder=_build_pixel_decoder(config, backbone.out_dims),
+        decoder=MaskedDecoder(
+            dim,
+            num_layers=config.decoder.num_layers,
+            num_heads=config.decoder.num_heads,
+            ffn_dim=config.decoder.ffn_dim,
+            num_latents=config.decoder.num_latents,
+            context_length=config.text.context_length,
+            mask_resize=config.decoder.mask_resize,
+            unmask_first_grounding_row=config.decoder.unmask_first_grounding_row,
+        ),
+        text_encoder=TextEncoder(
+            dim,
+            num_layers=config.text.num_layers,
+            num_heads=config.text.num_heads,
+            context_length=config.text.context_length,
+            vocabulary_size=tokenizer.vocabulary_size,
+        ),
+        tokenizer=tokenizer,
+        dim=dim,
+        pixel_mean=config.backbone.pixel_mean,
+        pixel_std=config.backbone.pixel_std,
+        size_divisibility=config.size_divisibility,
+        initial_logit_scale=config.initial_logit_scale,
+    )
+
+
+def _build_backbone(config: BackboneConfig, has_initial_weights: bool) -> TimmBackbone:
+    return TimmBackbone(
+        config.name,
+        weights=config.weights if has_initial_weights else "random",
+        freeze_norm=config.freeze_norm,
+        drop_path=config.drop_path,
+    )
+
+
+def _build_pixel_decoder(config: ModelConfig, in_dims: tuple[int, ...]) -> nn.Module:
+    settings = config.pixel_decoder
+    if settings.kind == "fpn_transformer":
+        return FpnTransformer(
+            in_dims,
+            dim=config.dim,
+            mask_dim=config.dim,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            ffn_dim=settings.ffn_dim,
+        )
+    return MsDeform(
+        in_dims,
+        dim=config.dim,
+        mask_dim=config.dim,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        ffn_dim=settings.ffn_dim,
+        num_points=settings.num_points,
+    )

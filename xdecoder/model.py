@@ -1,0 +1,108 @@
+"""The model: an image side, a text side, and one decoder over both."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xdecoder.backbones import Backbone
+from xdecoder.decoder import MaskedDecoder
+from xdecoder.outputs import DecoderOutput, ImageFeatures, TextFeatures
+from xdecoder.queries import QuerySet
+from xdecoder.text.encoder import TextEncoder
+from xdecoder.text.tokenizer import Tokenizer
+
+
+class XDecoder(nn.Module):
+    """Images and queries in, one prediction per decoder layer out.
+
+    `logit_scale` is the logarithm of the similarity scale, of shape [1] because optimizer shards
+    cannot hold scalars.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        pixel_decoder: nn.Module,
+        decoder: MaskedDecoder,
+        text_encoder: TextEncoder,
+        tokenizer: Tokenizer,
+        dim: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+        initial_logit_scale: float,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.image_projection = nn.Linear(cast(Backbone, backbone).out_dims[-1], dim, bias=False)
+        self.pixel_decoder = pixel_decoder
+        self.decoder = decoder
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.logit_scale = nn.Parameter(torch.full((1,), initial_logit_scale))
+        self.size_divisibility = size_divisibility
+        self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
+        nn.init.trunc_normal_(self.image_projection.weight, std=0.02)
+
+    @property
+    def token_table(self) -> Float[Tensor, "v c"]:
+        """Vectors of the vocabulary; a caption state times it gives token logits."""
+        return self.text_encoder.token_embedding.weight
+
+    def forward(self, images: Float[Tensor, "b 3 h w"], queries: QuerySet) -> DecoderOutput:
+        """`decode` of `encode_images`."""
+        return self.decode(self.encode_images(images), queries)
+
+    def encode_images(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        valid_sizes_hw: Sequence[tuple[int, int]] | None = None,
+    ) -> ImageFeatures:
+        """Levels, mask features and pooled vectors of RGB images in 0..255.
+
+        Images are normalised, then padded right and bottom with zeros to the size divisibility.
+        With `valid_sizes_hw` the padding that a batch already has becomes zero as well.
+        """
+        maps = self.backbone(self._normalised(images, valid_sizes_hw))
+        pyramid = self.pixel_decoder(maps)
+        return ImageFeatures(
+            levels=pyramid.levels,
+            mask_features=pyramid.mask_features,
+            pooled=self.image_projection(maps[-1].mean((2, 3))),
+        )
+
+    def encode_text(self, token_ids: Int[Tensor, "n t"]) -> TextFeatures:
+        """Token and sentence vectors of texts as `tokenizer` writes them."""
+        return self.text_encoder(token_ids)
+
+    def decode(self, features: ImageFeatures, queries: QuerySet) -> DecoderOutput:
+        """Predictions of the learned queries and of every layer."""
+        return self.decoder(features, queries)
+
+    def _normalised(
+        self, images: Tensor, valid_sizes_hw: Sequence[tuple[int, int]] | None
+    ) -> Tensor:
+        height, width = images.shape[2:]
+        images = (images - self.pixel_mean) / self.pixel_std
+        if valid_sizes_hw is not None:
+            rows = torch.arange(height, device=images.device)
+            columns = torch.arange(width, device=images.device)
+            sizes_hw = torch.tensor(list(valid_sizes_hw), device=images.device)  # [B, 2]
+            is_valid_row = rows < sizes_hw[:, :1]  # [B, H]
+            is_valid_column = columns < sizes_hw[:, 1:]  # [B, W]
+            images = images * (is_valid_row[:, :, None] & is_valid_column[:, None])[:, None]
+        divisor = self.size_divisibility
+        return F.pad(images, (0, -width % divisor, 0, -height % divisor))
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)

@@ -1,0 +1,238 @@
+"""Backbone maps to decoder levels (strides 32, 16, 8) and mask features (stride 4)."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from xdecoder.config import NUM_NORM_GROUPS
+from xdecoder.layers import DeformableAttention, FeedForward, SelfAttention, sine_positions
+
+
+class Pyramid(NamedTuple):
+    """Levels coarse to fine, and the map that masks are made of."""
+
+    levels: tuple[Float[Tensor, "b c _h _w"], ...]
+    mask_features: Float[Tensor, "b c h4 w4"]
+
+
+class NormedConv(nn.Module):
+    """Convolution and group normalisation, with a ReLU if asked."""
+
+    def __init__(
+        self,
+        in_dim: int,
+        *,
+        out_dim: int,
+        kernel_size: int,
+        has_bias: bool = False,
+        has_relu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=has_bias)
+        self.norm = nn.GroupNorm(NUM_NORM_GROUPS, out_dim)
+        self.has_relu = has_relu
+        _reset_conv(self.conv)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+        x = self.norm(self.conv(x))
+        return F.relu(x) if self.has_relu else x
+
+
+class FpnStep(nn.Module):
+    """A finer backbone map joined with the coarser result, up-sampled."""
+
+    def __init__(
+        self, in_dim: int, *, dim: int, upsampling: Literal["nearest", "bilinear"]
+    ) -> None:
+        super().__init__()
+        self.lateral = NormedConv(in_dim, out_dim=dim, kernel_size=1)
+        self.output = NormedConv(dim, out_dim=dim, kernel_size=3, has_relu=True)
+        self.upsampling = upsampling
+
+    def forward(
+        self, finer: Float[Tensor, "b i h w"], coarser: Float[Tensor, "b c _h _w"]
+    ) -> Float[Tensor, "b c h w"]:
+        upsampled = F.interpolate(coarser, size=finer.shape[2:], mode=self.upsampling)
+        return self.output(self.lateral(finer) + upsampled)
+
+
+class EncoderLayer(nn.Module):
+    """Plain self-attention and feed-forward, each normalised after."""
+
+    def __init__(self, dim: int, *, num_heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.attention = SelfAttention(dim, num_heads=num_heads)
+        self.attention_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, hidden_dim=ffn_dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, x: Float[Tensor, "b s c"], positions: Float[Tensor, "#b s c"]
+    ) -> Float[Tensor, "b s c"]:
+        x = self.attention_norm(x + self.attention(x, positions))
+        return self.ffn_norm(x + self.ffn(x))
+
+
+class FpnTransformer(nn.Module):
+    """A plain transformer on the coarsest map, then a feature pyramid over all four.
+
+    Source: microsoft/X-Decoder, modeling/vision/encoder/transformer_encoder_fpn.py.
+    """
+
+    def __init__(
+        self,
+        in_dims: Sequence[int],
+        *,
+        dim: int,
+        mask_dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+    ) -> None:
+        super().__init__()
+        self.input_projection = nn.Conv2d(in_dims[-1], dim, 1)
+        self.encoder = nn.ModuleList(
+            EncoderLayer(dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers)
+        )
+        self.top = NormedConv(dim, out_dim=dim, kernel_size=3, has_relu=True)
+        # strides 16, 8, 4
+        self.steps = nn.ModuleList(
+            FpnStep(in_dim, dim=dim, upsampling="nearest") for in_dim in reversed(in_dims[:-1])
+        )
+        self.mask_projection = nn.Conv2d(dim, mask_dim, 3, padding=1)
+        _reset_conv(self.input_projection)
+        _reset_conv(self.mask_projection)
+
+    def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> Pyramid:
+        """The pyramid of backbone maps given fine to coarse (strides 4 to 32)."""
+        projected = self.input_projection(maps[-1])
+        size_hw = (projected.shape[2], projected.shape[3])
+        positions = sine_positions(size_hw, projected.shape[1], projected.device)
+        positions = positions.to(projected.dtype)
+        tokens = projected.flatten(2).transpose(1, 2)  # [B, S, C]
+        for layer in self.encoder:
+            tokens = layer(tokens, positions)
+        results = [self.top(tokens.transpose(1, 2).unflatten(2, size_hw))]
+        for step, finer in zip(self.steps, reversed(maps[:-1]), strict=True):
+            results.append(step(finer, results[-1]))
+        return Pyramid(levels=tuple(results[:-1]), mask_features=self.mask_projection(results[-1]))
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Deformable attention over all levels and feed-forward, each normalised after."""
+
+    def __init__(
+        self, dim: int, *, num_heads: int, num_levels: int, num_points: int, ffn_dim: int
+    ) -> None:
+        super().__init__()
+        self.attention = DeformableAttention(
+            dim, num_heads=num_heads, num_levels=num_levels, num_points=num_points
+        )
+        self.attention_norm = nn.LayerNorm(dim)
+        self.ffn = FeedForward(dim, hidden_dim=ffn_dim)
+        self.ffn_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b s c"],
+        positions: Float[Tensor, "b s c"],
+        level_sizes_hw: Sequence[tuple[int, int]],
+        reference: Float[Tensor, "b s l 2"],
+    ) -> Float[Tensor, "b s c"]:
+        attended = self.attention(x + positions, x, level_sizes_hw, reference)
+        x = self.attention_norm(x + attended)
+        return self.ffn_norm(x + self.ffn(x))
+
+
+class MsDeform(nn.Module):
+    """A deformable encoder over strides 32, 16 and 8, then one pyramid step to stride 4.
+
+    Source: Mask2Former, modeling/pixel_decoder/msdeformattn.py.
+    """
+
+    def __init__(
+        self,
+        in_dims: Sequence[int],
+        *,
+        dim: int,
+        mask_dim: int,
+        num_layers: int,
+        num_heads: int,
+        ffn_dim: int,
+        num_points: int,
+    ) -> None:
+        super().__init__()
+        encoded_dims = list(reversed(in_dims[1:]))
+        self.input_projections = nn.ModuleList(
+            NormedConv(in_dim, out_dim=dim, kernel_size=1, has_bias=True) for in_dim in encoded_dims
+        )
+        self.level_embedding = nn.Embedding(len(encoded_dims), dim)
+        self.encoder = nn.ModuleList(
+            DeformableEncoderLayer(
+                dim,
+                num_heads=num_heads,
+                num_levels=len(encoded_dims),
+                num_points=num_points,
+                ffn_dim=ffn_dim,
+            )
+            for _ in range(num_layers)
+        )
+        self.step = FpnStep(in_dims[0], dim=dim, upsampling="bilinear")
+        self.mask_projection = nn.Conv2d(dim, mask_dim, 1)
+        _reset_conv(self.mask_projection)
+        for projection in self.input_projections:
+            nn.init.xavier_uniform_(projection.conv.weight)
+
+    def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> Pyramid:
+        """The pyramid of backbone maps given fine to coarse (strides 4 to 32)."""
+        inputs = [
+            projection(map_)
+            for projection, map_ in zip(self.input_projections, reversed(maps[1:]), strict=True)
+        ]
+        sizes_hw = [(map_.shape[2], map_.shape[3]) for map_ in inputs]
+        tokens = torch.cat([map_.flatten(2) for map_ in inputs], dim=2).transpose(1, 2)  # [B, S, C]
+        positions = torch.cat(
+            [
+                sine_positions(size_hw, tokens.shape[2], tokens.device).to(tokens.dtype) + embedding
+                for size_hw, embedding in zip(sizes_hw, self.level_embedding.weight, strict=True)
+            ],
+            dim=1,
+        )  # [1, S, C]
+        reference = _pixel_centres_xy01(sizes_hw, tokens.device)
+        reference = reference[None, :, None].expand(len(tokens), -1, len(sizes_hw), -1)
+        for layer in self.encoder:
+            tokens = layer(tokens, positions, sizes_hw, reference)
+        levels = tuple(
+            part.transpose(1, 2).unflatten(2, size_hw)
+            for part, size_hw in zip(
+                tokens.split([height * width for height, width in sizes_hw], dim=1),
+                sizes_hw,
+                strict=True,
+            )
+        )
+        return Pyramid(
+            levels=levels, mask_features=self.mask_projection(self.step(maps[0], levels[-1]))
+        )
+
+
+def _pixel_centres_xy01(
+    sizes_hw: Sequence[tuple[int, int]], device: torch.device
+) -> Float[Tensor, "s 2"]:
+    centres = []
+    for height, width in sizes_hw:
+        y01 = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+        x01 = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        grid_yx = torch.meshgrid(y01, x01, indexing="ij")
+        centres.append(torch.stack(grid_yx[::-1], -1).flatten(0, 1))  # [H*W, 2]
+    return torch.cat(centres)
+
+
+def _reset_conv(conv: nn.Conv2d) -> None:
+    # as fvcore's c2_xavier_fill, which all official pixel decoders use
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
