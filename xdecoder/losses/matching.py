@@ -1,0 +1,108 @@
+"""Which query answers for which target: the cheapest assignment per image and layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from xdecoder.losses.mask import pairwise_terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingCosts:
+    """Weights of the three parts of a cost. Source: configs of microsoft/X-Decoder."""
+
+    label: float = 2.0
+    bce: float = 5.0
+    dice: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """For every target of the batch (image after image) and layer, the query it was given.
+
+    An image with more targets than queries leaves targets without one: `is_matched` is False
+    and `query_index` is 0 there.
+    """
+
+    image_index: Int[Tensor, " m"]
+    query_index: Int[Tensor, "l m"]
+    is_matched: Bool[Tensor, "l m"]
+
+
+def pad_targets(flat: Tensor, counts: Sequence[int]) -> Tensor:
+    """Rows of all images, one image after another, as [B, most, ...] with zeros at the end."""
+    return pad_sequence(list(flat.split(list(counts))), batch_first=True)
+
+
+@torch.no_grad()
+def match(
+    *,
+    label_probs: Float[Tensor, "l b q m"],
+    mask_embeddings: Float[Tensor, "l b q c"],
+    point_features: Float[Tensor, "b c p"],
+    point_targets: Float[Tensor, "b m p"],
+    counts: Sequence[int],
+    costs: MatchingCosts,
+) -> Matching:
+    """The cheapest assignment of queries to targets, per layer and image.
+
+    label_probs: how probable each query finds the label of each target; point_features: mask
+    features read at the points that all masks of an image share. A mask logit is linear in the
+    features, so their dot product is the mask read at those points.
+
+    Raises: ValueError where a cost is not finite, naming the tensor that it came from.
+    """
+    device = mask_embeddings.device
+    num_layers, _, num_queries = mask_embeddings.shape[:3]
+    total = sum(counts)
+    query_index = torch.zeros(num_layers, total, dtype=torch.long)
+    is_matched = torch.zeros(num_layers, total, dtype=torch.bool)
+    # a layer at a time: the mask logits of all queries at all points are the largest tensor here
+    for layer in range(num_layers if total else 0):
+        logits = mask_embeddings[layer].float() @ point_features.float()  # [B, Q, P]
+        terms = pairwise_terms(logits, point_targets.float())
+        cost = costs.bce * terms.bce + costs.dice * terms.dice - costs.label * label_probs[layer]
+        if not torch.isfinite(cost).all():
+            _raise_not_finite(
+                layer,
+                label_probs=label_probs[layer],
+                mask_logits=logits,
+                point_targets=point_targets,
+            )
+        assign(cost.cpu(), counts, query_index[layer], is_matched[layer])
+    image_index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return Matching(
+        image_index=image_index.to(device),
+        query_index=query_index.to(device),
+        is_matched=is_matched.to(device),
+    )
+
+
+def assign(
+    cost: Float[Tensor, "b q m"],
+    counts: Sequence[int],
+    query_index: Int[Tensor, " total"],
+    is_matched: Bool[Tensor, " total"],
+) -> None:
+    """Solve each image's assignment and write it into the two rows."""
+    start = 0
+    for image, count in enumerate(counts):
+        rows, columns = linear_sum_assignment(cost[image, :, :count].numpy())
+        targets = torch.from_numpy(columns) + start
+        query_index[targets] = torch.from_numpy(rows)
+        is_matched[targets] = True
+        start += count
+
+
+def _raise_not_finite(layer: int, **tensors: Tensor) -> None:
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    raise ValueError(
+        f"match: costs must be finite; prediction {layer} has inf or nan in "
+        f"{', '.join(bad) or 'the sum of finite parts'}. Lower the learning rate or look at the "
+        "last batch."
+    )

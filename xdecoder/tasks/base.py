@@ -1,0 +1,73 @@
+"""What a task is, and how its loss terms are named and normalised."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xdecoder.batch import Batch
+from xdecoder.losses.draws import UniformSource
+from xdecoder.losses.world import World
+from xdecoder.model import XDecoder
+from xdecoder.outputs import DecoderOutput
+
+Counts = Mapping[str, float]
+
+
+class Task(Protocol):
+    """Turns a batch into queries and targets, and the decoder's output into loss terms."""
+
+    @property
+    def name(self) -> str:
+        """The `task` of the batches that it takes."""
+
+    def counts(self, model: XDecoder, batch: Batch) -> dict[str, float]:
+        """How many things each sum of the losses runs over, known without a forward pass."""
+
+    def losses(
+        self,
+        model: XDecoder,
+        batch: Batch,
+        draws: UniformSource,
+        counts: Counts | None = None,
+    ) -> dict[str, Tensor]:
+        """Weighted terms under `loss_key`; the total is their sum.
+
+        counts: what to divide by, where it is not this batch's own `counts`: when gradients are
+        accumulated, the mean of `counts` over the micro-batches, so that the split leaves the
+        gradient of every term unchanged but those that contrast examples with each other.
+        """
+
+
+def loss_key(task: str, term: str, layer: int) -> str:
+    """The name of a loss term; layer 0 is the prediction of the learned queries."""
+    return f"{task}/{term}/{layer}"
+
+
+def keyed(
+    task: str, term: str, values: Float[Tensor, " l"], weight: float, num_predictions: int
+) -> dict[str, Tensor]:
+    """Weighted terms of the last `len(values)` predictions under their names."""
+    first = num_predictions - len(values)
+    return {
+        loss_key(task, term, first + index): weight * value
+        for index, value in enumerate(values.unbind())
+    }
+
+
+def divisors(counts: Counts, world: World, device: torch.device) -> dict[str, Tensor]:
+    """What to divide local sums by, so that their mean over processes is the global mean.
+
+    That is each count summed over processes (at least 1) divided by the number of processes.
+    """
+    local = torch.tensor(list(counts.values()), dtype=torch.float32, device=device)
+    shared = world.mean(local).clamp(min=1.0 / world.size)
+    return dict(zip(counts, shared.unbind(), strict=True))
+
+
+def stacked(output: DecoderOutput, part: str, rows: slice, num_layers: int) -> Tensor:
+    """One part of the last `num_layers` predictions, [L, B, rows, C]."""
+    layers = output.layers[-min(num_layers, len(output.layers)) :]
+    return torch.stack([getattr(layer, part)[:, rows] for layer in layers])

@@ -1,0 +1,31 @@
+"""Loss settings to tasks."""
+
+from xdecoder.losses.config import LossConfig
+from xdecoder.losses.world import World
+from xdecoder.tasks.base import Task
+from xdecoder.tasks.image_text import ImageTextTask
+from xdecoder.tasks.segmentation import SegmentationTask
+
+
+def build_tasks(config: LossConfig, world: World | None = None) -> tuple[Task, ...]:
+    """The tasks of joint pretraining, in the order of their batches in a step."""
+    world = world or World()
+    return (
+        SegmentationTask(
+            matching=config.matching,
+            points=config.points,
+            mask=config.mask,
+            grounding=config.grounding,
+            region_text=config.region_text,
+            scale_limit=config.scale_limit,
+            templates=config.templates,
+            world=world,
+        ),
+        ImageTextTask(
+            captioning=config.captioning,
+            retrieval=config.retrieval,
+            retrieval_backbone=config.retrieval_backbone,
+            scale_limit=config.scale_limit,
+            world=world,
+        ),
+    )

@@ -1,0 +1,46 @@
+"""All tasks of a step in one module, so that a wrapper for parallel training sees one forward."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from xdecoder.batch import Batch
+from xdecoder.losses.draws import UniformSource
+from xdecoder.model import XDecoder
+from xdecoder.tasks.base import Counts, Task
+
+
+class MultiTask(nn.Module):
+    """A model and the tasks that train it.
+
+    Raises: ValueError for a batch whose task is not among `tasks`.
+    """
+
+    def __init__(self, model: XDecoder, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.model = model
+        self.tasks = {task.name: task for task in tasks}
+
+    def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """The counts of all batches; average them over micro-batches and pass them to forward."""
+        counts: dict[str, float] = {}
+        for batch in batches:
+            counts |= self._task(batch).counts(self.model, batch)
+        return counts
+
+    def forward(
+        self, batches: Sequence[Batch], draws: UniformSource, counts: Counts | None = None
+    ) -> dict[str, Tensor]:
+        """Weighted loss terms of all batches; their sum is what to minimise."""
+        terms: dict[str, Tensor] = {}
+        for batch in batches:
+            terms |= self._task(batch).losses(self.model, batch, draws, counts)
+        return terms
+
+    def _task(self, batch: Batch) -> Task:
+        if batch.task not in self.tasks:
+            raise ValueError(
+                f"MultiTask: a batch must be of one of the tasks {sorted(self.tasks)}; got "
+                f"{batch.task!r}. Build that task too, or leave its source out of the mixture."
+            )
+        return self.tasks[batch.task]
