@@ -81,8 +81,8 @@ class XDecoder(nn.Module):
         )
 
     def encode_text(self, token_ids: Int[Tensor, "n t"]) -> TextFeatures:
-        """Token and sentence vectors of texts as `tokenizer` writes them."""
-        return self.text_encoder(token_ids)
+        """Token and sentence vectors of texts as `tokenizer` writes them, from any device."""
+        return self.text_encoder(token_ids.to(self.token_table.device))
 
     def decode(self, features: ImageFeatures, queries: QuerySet) -> DecoderOutput:
         """Predictions of the learned queries and of every layer."""

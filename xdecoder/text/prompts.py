@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from jaxtyping import Float, Int
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-from torch import Tensor
+from torch import Tensor, nn
 
 from xdecoder.heads import unit
 from xdecoder.outputs import TextFeatures
@@ -31,6 +31,8 @@ PROMPTS_PER_CALL = 1024
 
 class EncodesText(Protocol):
     """What this module needs of a model: a tokenizer and a text encoder."""
+
+    text_encoder: nn.Module
 
     def tokenizer(self, texts: Sequence[str]) -> Int[Tensor, "n t"]: ...
 
@@ -59,7 +61,6 @@ def class_embeddings(
     names: Sequence[str],
     *,
     templates: Sequence[str] = PLAIN_TEMPLATES,
-    device: torch.device | None = None,
 ) -> Float[Tensor, "k c"]:
     """Unit vectors of K names: the direction of the mean of a name's unit prompt vectors.
 
@@ -72,22 +73,56 @@ def class_embeddings(
             f"{len(names)} names and {len(templates)} templates."
         )
     prompts = [prompt(name, template) for name in names for template in templates]
-    vectors = sentence_embeddings(model, prompts, device=device)  # [K*T, C]
+    vectors = sentence_embeddings(model, prompts)  # [K*T, C]
     mean = vectors.unflatten(0, (len(names), len(templates))).mean(1)  # [K, C]
     return mean / mean.norm(dim=-1, keepdim=True)
 
 
-def sentence_embeddings(
-    model: EncodesText, texts: Sequence[str], *, device: torch.device | None = None
-) -> Float[Tensor, "n c"]:
+def sentence_embeddings(model: EncodesText, texts: Sequence[str]) -> Float[Tensor, "n c"]:
     """Unit vectors of N texts; equal texts are encoded once."""
     distinct = list(dict.fromkeys(texts))
     parts = []
     for start in range(0, len(distinct), PROMPTS_PER_CALL):
-        ids = model.tokenizer(distinct[start : start + PROMPTS_PER_CALL]).to(device)
+        ids = model.tokenizer(distinct[start : start + PROMPTS_PER_CALL])
         parts.append(unit(model.encode_text(ids).sentence))
     vectors = torch.cat(parts)
     if len(distinct) == len(texts):
         return vectors
     place = {text: i for i, text in enumerate(distinct)}
     return vectors[torch.tensor([place[text] for text in texts], device=vectors.device)]
+
+
+class ClassEmbeddingCache:
+    """Class vectors that are kept until the text encoder's weights change.
+
+    Kept vectors carry no gradient. Weights are recognised by their bits, because optimizers that
+    write through flat buffers leave no other trace.
+    """
+
+    def __init__(self) -> None:
+        self._weights: tuple[int, ...] = ()
+        self._kept: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: EncodesText,
+        names: Sequence[str],
+        *,
+        templates: Sequence[str] = PLAIN_TEMPLATES,
+    ) -> Float[Tensor, "k c"]:
+        """`class_embeddings`, computed once for the same names, templates and weights."""
+        weights = _fingerprint(model.text_encoder)
+        if weights != self._weights:
+            self._weights = weights
+            self._kept.clear()
+        key = (tuple(names), tuple(templates))
+        if key not in self._kept:
+            self._kept[key] = class_embeddings(model, names, templates=templates)
+        return self._kept[key]
+
+
+def _fingerprint(module: nn.Module) -> tuple[int, ...]:
+    parameters = list(module.parameters())
+    hashes = torch.stack([torch.hash_tensor(p).view(torch.int64) for p in parameters])
+    return (hash(parameters[0].device), *hashes.tolist())
