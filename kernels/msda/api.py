@@ -7,10 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels._checks import check_dtype, check_num_dims, check_same_device, check_shape
+from kernels._extension import CPU_LIBRARY, CUDA_LIBRARY
 from kernels._select import Candidate, choose_backend
+from kernels.msda import register
 from kernels.msda.reference import reference_attention, reference_fused_attention
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_INT32_OFFSETS = 2**31
 
 
 def multi_scale_deformable_attention(
@@ -45,8 +48,11 @@ def multi_scale_deformable_attention(
     check_shape(op, "points_xy01", points_xy01, axes="B, Q, N, L, P, 2", sizes=(*sizes, 2))
     _check_tensor(op, "weights", weights, value, axes="B, Q, N, L, P")
     check_shape(op, "weights", weights, axes="B, Q, N, L, P", sizes=sizes)
-    choose_backend(op, _candidates(value), backend)
-    return reference_attention(value, levels, points_xy01, weights)
+    chosen = choose_backend(op, _candidates(value), backend)
+    if chosen == "reference":
+        return reference_attention(value, levels, points_xy01, weights)
+    samples = _native_samples(chosen, value, points_xy01, weights)
+    return torch.ops.xdecoder.msda_forward(value, _flat(levels), *samples)
 
 
 def fused_deformable_attention(
@@ -84,12 +90,38 @@ def fused_deformable_attention(
     coordinates = 4 if reference.shape[3] == 4 else 2
     reference_sizes = (num_images, num_queries, len(levels), coordinates)
     check_shape(op, "reference", reference, axes="B, Q, L, 2 or 4", sizes=reference_sizes)
-    choose_backend(op, _candidates(value), backend)
-    return reference_fused_attention(value, levels, reference, offsets, logits)
+    chosen = choose_backend(op, _candidates(value), backend)
+    if chosen == "reference":
+        return reference_fused_attention(value, levels, reference, offsets, logits)
+    samples = _native_samples(chosen, value, reference, offsets, logits)
+    return torch.ops.xdecoder.msda_fused_forward(value, _flat(levels), *samples)
 
 
 def _candidates(value: Tensor) -> list[Candidate]:
-    return [Candidate(name="reference", why_not=None)]
+    return [
+        Candidate(name="cpu", why_not=_why_not_cpu(value)),
+        Candidate(name="reference", why_not=None),
+    ]
+
+
+def _why_not_cpu(value: Tensor) -> str | None:
+    if value.device.type != "cpu":
+        return f"the tensors are on {value.device}."
+    if value.shape[1] * value.shape[2] * (value.shape[3] + 16) >= _INT32_OFFSETS:
+        return "S * N * (D + 16) must be below 2^31 (offsets are 32-bit)."
+    return CPU_LIBRARY.why_missing
+
+
+def _native_samples(backend: str, value: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
+    # the C++ kernels read all but the values in the type of the arithmetic
+    if backend != "cpu":
+        return samples
+    exact = torch.float64 if value.dtype == torch.float64 else torch.float32
+    return tuple(tensor.to(exact) for tensor in samples)
+
+
+def _flat(levels: Sequence[tuple[int, int]]) -> list[int]:
+    return [size for level in levels for size in level]
 
 
 def _checked_levels(
