@@ -1,0 +1,64 @@
+"""Schemas and shape functions of the masked cross-attention operators.
+
+The CPU implementations come from the C++ library, the CUDA ones from Triton.
+"""
+
+import torch
+from torch import Tensor
+
+from kernels.masked_xattn.reference import TILE_KEYS, TILE_ROWS, num_words
+
+_library = torch.library.Library("xdecoder", "FRAGMENT")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+_library.define(
+    "mask_bits(Tensor mask_embed, Tensor features, int num_unmasked_rows)"
+    " -> (Tensor bits, Tensor row_any, Tensor tile_any)",
+    tags=_TAGS,
+)
+_library.define(
+    "masked_xattn_forward(Tensor q, Tensor k, Tensor v, Tensor bits, Tensor row_any)"
+    " -> (Tensor out, Tensor lse)",
+    tags=_TAGS,
+)
+_library.define(
+    "masked_xattn_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+    " Tensor bits, Tensor row_any) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    tags=_TAGS,
+)
+
+
+@torch.library.register_fake("xdecoder::mask_bits", lib=_library)
+def _fake_mask_bits(
+    mask_embed: Tensor, features: Tensor, num_unmasked_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, num_rows = mask_embed.shape[0], mask_embed.shape[1] + num_unmasked_rows
+    num_keys = features.shape[2]
+    row_tiles = (num_rows + TILE_ROWS - 1) // TILE_ROWS
+    key_tiles = (num_keys + TILE_KEYS - 1) // TILE_KEYS
+    return (
+        mask_embed.new_empty((batch, num_rows, num_words(num_keys)), dtype=torch.int32),
+        mask_embed.new_empty((batch, num_rows), dtype=torch.bool),
+        mask_embed.new_empty((batch, row_tiles, key_tiles), dtype=torch.bool),
+    )
+
+
+@torch.library.register_fake("xdecoder::masked_xattn_forward", lib=_library)
+def _fake_forward(
+    q: Tensor, k: Tensor, v: Tensor, bits: Tensor, row_any: Tensor
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@torch.library.register_fake("xdecoder::masked_xattn_backward", lib=_library)
+def _fake_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bits: Tensor,
+    row_any: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
