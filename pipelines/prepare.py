@@ -1,0 +1,125 @@
+"""`python -m pipelines.prepare <source>`: data sets on disk, and data sets as shards.
+
+scenes   procedural scenes in COCO's formats, made here, any number of them
+coco     a COCO-format folder (the scenes too) as tar shards with a manifest
+verify   read every shard again and compare checksums
+preview  PNG panels of what the training stream delivers
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from pipelines.errors import ExitCode, PipelineError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code of one command line."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (PipelineError, ValueError) as error:
+        print(f"prepare: {error}", file=sys.stderr)
+        return int(getattr(error, "exit_code", ExitCode.USAGE))
+    return int(ExitCode.FINISHED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.prepare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    sources = parser.add_subparsers(required=True, metavar="SOURCE")
+    _add_scenes(sources.add_parser("scenes", help="make procedural scenes", allow_abbrev=False))
+    return parser
+
+
+def _add_scenes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder to make")
+    parser.add_argument("--num-train", type=int, default=6000)
+    parser.add_argument("--num-val", type=int, default=200)
+    parser.add_argument("--num-zeroshot", type=int, default=100)
+    parser.add_argument("--size", type=_size_hw, default=(96, 128), metavar="HxW", help="pixels")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_workers(parser)
+    parser.set_defaults(run=_run_scenes)
+
+
+def _run_scenes(options: argparse.Namespace) -> None:
+    from pipelines.scenes.dataset import ScenesRequest, is_written, write_scenes
+
+    request = ScenesRequest(
+        num_train=options.num_train,
+        num_val=options.num_val,
+        num_zeroshot=options.num_zeroshot,
+        size_hw=options.size,
+        seed=options.seed,
+    )
+    if is_written(request, options.out):
+        print(f"{options.out}: these scenes are there already")
+        return
+    with _progress("scenes", sum(request.counts().values())) as (progress, task):
+        write_scenes(
+            request,
+            options.out,
+            num_workers=options.workers,
+            on_scene=lambda: progress.advance(task),
+        )
+    print(f"{options.out}: {request.counts()}")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes"
+    )
+
+
+def _size_hw(text: str) -> tuple[int, int]:
+    height, separator, width = text.partition("x")
+    if not (separator and height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, as 96x128; got {text!r}")
+    return int(height), int(width)
+
+
+class _Rate(TextColumn):
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: object) -> Text:
+        speed = getattr(task, "finished_speed", None) or getattr(task, "speed", None)
+        return Text(f"{speed:.0f}/s" if speed else "")
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns) as progress:
+        yield progress, progress.add_task(name, total=total)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
