@@ -26,6 +26,6 @@ def caption_terms(
     rows = states[:, :, :-1][:, is_target]  # [L, N, C]
     logits = rows @ token_table.T  # [L, N, V]
     losses = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets[is_target].repeat(len(states)), reduction="none"
+        logits.flatten(0, 1), targets[is_target].repeat(len(states)), reduction="none"
     )
     return losses.reshape(len(states), -1).sum(1)

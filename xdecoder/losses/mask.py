@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Num, Shaped
 from torch import Tensor
@@ -77,8 +76,3 @@ def mask_iou(
     intersection = left @ right.T
     union = left.sum(1)[:, None] + right.sum(1)[None] - intersection
     return intersection / union.clamp(min=1.0)
-
-
-def zero_like_graph(tensor: Tensor) -> Tensor:
-    """A zero that keeps every parameter behind `tensor` in the graph."""
-    return torch.nan_to_num(tensor).sum() * 0.0

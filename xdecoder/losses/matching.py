@@ -58,14 +58,14 @@ def match(
     Raises: ValueError where a cost is not finite, naming the tensor that it came from.
     """
     device = mask_embeddings.device
-    num_layers, _, num_queries = mask_embeddings.shape[:3]
+    num_layers = len(mask_embeddings)
     total = sum(counts)
     query_index = torch.zeros(num_layers, total, dtype=torch.long)
     is_matched = torch.zeros(num_layers, total, dtype=torch.bool)
     # a layer at a time: the mask logits of all queries at all points are the largest tensor here
     for layer in range(num_layers if total else 0):
-        logits = mask_embeddings[layer].float() @ point_features.float()  # [B, Q, P]
-        terms = pairwise_terms(logits, point_targets.float())
+        logits = mask_embeddings[layer] @ point_features  # [B, Q, P]
+        terms = pairwise_terms(logits, point_targets)
         cost = costs.bce * terms.bce + costs.dice * terms.dice - costs.label * label_probs[layer]
         if not torch.isfinite(cost).all():
             _raise_not_finite(

@@ -1,35 +1,35 @@
 """What a task is, and how its loss terms are named and normalised."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.world import World
 from xdecoder.model import XDecoder
 from xdecoder.outputs import DecoderOutput
 
 Counts = Mapping[str, float]
+BatchT = TypeVar("BatchT", contravariant=True)
 
 
-class Task(Protocol):
+class Task(Protocol[BatchT]):
     """Turns a batch into queries and targets, and the decoder's output into loss terms."""
 
     @property
     def name(self) -> str:
         """The `task` of the batches that it takes."""
 
-    def counts(self, model: XDecoder, batch: Batch) -> dict[str, float]:
+    def counts(self, model: XDecoder, batch: BatchT) -> dict[str, float]:
         """How many things each sum of the losses runs over, known without a forward pass."""
 
     def losses(
         self,
         model: XDecoder,
-        batch: Batch,
+        batch: BatchT,
         draws: UniformSource,
         counts: Counts | None = None,
     ) -> dict[str, Tensor]:
@@ -68,6 +68,16 @@ def divisors(counts: Counts, world: World, device: torch.device) -> dict[str, Te
 
 
 def stacked(output: DecoderOutput, part: str, rows: slice, num_layers: int) -> Tensor:
-    """One part of the last `num_layers` predictions, [L, B, rows, C]."""
+    """One part of the last `num_layers` predictions, [L, B, rows, C], in full precision."""
     layers = output.layers[-min(num_layers, len(output.layers)) :]
-    return torch.stack([getattr(layer, part)[:, rows] for layer in layers])
+    return full_precision(torch.stack([getattr(layer, part)[:, rows] for layer in layers]))
+
+
+def full_precision(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """At least float32: losses and matching costs are not computed in half precision."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A context in which products keep the precision of their inputs."""
+    return torch.autocast(device_type=device.type, enabled=False)

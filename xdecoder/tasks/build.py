@@ -1,13 +1,15 @@
 """Loss settings to tasks."""
 
-from xdecoder.losses.config import LossConfig
+from typing import Any
+
 from xdecoder.losses.world import World
 from xdecoder.tasks.base import Task
+from xdecoder.tasks.config import LossConfig
 from xdecoder.tasks.image_text import ImageTextTask
 from xdecoder.tasks.segmentation import SegmentationTask
 
 
-def build_tasks(config: LossConfig, world: World | None = None) -> tuple[Task, ...]:
+def build_tasks(config: LossConfig, world: World | None = None) -> tuple[Task[Any], ...]:
     """The tasks of joint pretraining, in the order of their batches in a step."""
     world = world or World()
     return (

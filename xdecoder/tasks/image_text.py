@@ -8,14 +8,22 @@ from torch import Tensor
 
 from xdecoder.batch import ImageTextBatch
 from xdecoder.losses.caption import caption_terms
-from xdecoder.losses.config import LayeredWeight
 from xdecoder.losses.contrastive import contrastive_terms, similarity_scale, text_ids
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.world import World
 from xdecoder.model import XDecoder
 from xdecoder.outputs import DecoderOutput, ImageFeatures, TextFeatures
 from xdecoder.queries import QuerySet, TextQueries
-from xdecoder.tasks.base import Counts, divisors, keyed, loss_key, stacked
+from xdecoder.tasks.base import (
+    Counts,
+    divisors,
+    full_precision,
+    keyed,
+    loss_key,
+    stacked,
+    without_autocast,
+)
+from xdecoder.tasks.config import LayeredWeight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +53,15 @@ class ImageTextTask:
         counts = counts or self.counts(model, batch)
         device = batch.images.device
         counts = {"image_text/tokens": counts["image_text/tokens"]}
-        divide = divisors(counts, self.world, device)
         ids = model.tokenizer(batch.captions).to(device)
         text = model.encode_text(ids)
         features = model.encode_images(batch.images, batch.valid_sizes_hw)
         queries = QuerySet(caption=TextQueries(tokens=text.tokens, is_padding=text.is_padding))
         output = model.decode(features, queries)
-        terms = self._captioning(model, output, ids, text, divide["image_text/tokens"])
-        return terms | self._retrieval(model, batch, features, output, text)
+        with without_autocast(device):
+            num_tokens = divisors(counts, self.world, device)["image_text/tokens"]
+            terms = self._captioning(model, output, ids, text, num_tokens)
+            return terms | self._retrieval(model, batch, features, output, text)
 
     def _captioning(
         self,
@@ -63,7 +72,7 @@ class ImageTextTask:
         num_tokens: Tensor,
     ) -> dict[str, Tensor]:
         states = stacked(output, "caption_states", slice(None), self.captioning.num_layers)
-        sums = caption_terms(states, model.token_table, ids, text.is_padding)
+        sums = caption_terms(states, full_precision(model.token_table), ids, text.is_padding)
         weight = self.captioning.weight
         return keyed(self.name, "captioning", sums / num_tokens, weight, len(output.layers))
 
@@ -78,20 +87,17 @@ class ImageTextTask:
         """Equal captions in a batch count as right answers of each other's images."""
         scale = similarity_scale(model.logit_scale, self.scale_limit)
         ids = self.world.gather(text_ids(batch.captions, text.sentence.device))
-        sentences = self.world.gather(text.sentence)
+        sentences = self.world.gather(full_precision(text.sentence))
         is_positive = ids[:, None] == ids[None]
         num_layers = self.retrieval.num_layers
         images = stacked(output, "embeddings", output.layout.global_query, num_layers)
-        images = torch.cat([images.squeeze(2), features.pooled[None]]).transpose(
-            0, 1
-        )  # [B, L+1, C]
-        images = self.world.gather(images.contiguous()).transpose(0, 1)
+        images = torch.cat(
+            [images.squeeze(2), full_precision(features.pooled)[None]]
+        )  # [L+1, B, C]
+        images = self.world.gather(images.transpose(0, 1).contiguous()).transpose(0, 1)
         values = contrastive_terms(images, sentences, is_positive, scale)
         terms = keyed(
             self.name, "retrieval", values[:-1], self.retrieval.weight, len(output.layers)
         )
-        last = len(output.layers) - 1
-        pooled = {
-            loss_key(self.name, "retrieval_backbone", last): self.retrieval_backbone * values[-1]
-        }
-        return terms | pooled
+        key = loss_key(self.name, "retrieval_backbone", len(output.layers) - 1)
+        return terms | {key: self.retrieval_backbone * values[-1]}

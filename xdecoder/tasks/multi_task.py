@@ -1,6 +1,7 @@
 """All tasks of a step in one module, so that a wrapper for parallel training sees one forward."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ class MultiTask(nn.Module):
     Raises: ValueError for a batch whose task is not among `tasks`.
     """
 
-    def __init__(self, model: XDecoder, tasks: Sequence[Task]) -> None:
+    def __init__(self, model: XDecoder, tasks: Sequence[Task[Any]]) -> None:
         super().__init__()
         self.model = model
         self.tasks = {task.name: task for task in tasks}
@@ -37,7 +38,7 @@ class MultiTask(nn.Module):
             terms |= self._task(batch).losses(self.model, batch, draws, counts)
         return terms
 
-    def _task(self, batch: Batch) -> Task:
+    def _task(self, batch: Batch) -> Task[Any]:
         if batch.task not in self.tasks:
             raise ValueError(
                 f"MultiTask: a batch must be of one of the tasks {sorted(self.tasks)}; got "

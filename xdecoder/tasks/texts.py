@@ -12,6 +12,7 @@ from xdecoder.losses.draws import UniformSource
 from xdecoder.model import XDecoder
 from xdecoder.outputs import TextFeatures
 from xdecoder.queries import TextQueries
+from xdecoder.tasks.base import full_precision
 from xdecoder.text.prompts import BACKGROUND, training_prompt
 
 
@@ -27,7 +28,7 @@ class EncodedTexts:
         """Sentence vectors of some of the texts."""
         rows = [self.row_of[text] for text in texts]
         index = torch.tensor(rows, dtype=torch.long, device=self.features.sentence.device)
-        return self.features.sentence[index]
+        return full_precision(self.features.sentence)[index]
 
     def grounding(self, phrases: Sequence[Sequence[str]]) -> TextQueries:
         """The tokens of each image's phrases one after another, each distinct text once.

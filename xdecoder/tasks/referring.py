@@ -1,0 +1,86 @@
+"""Referring segmentation: the mask of what a phrase names."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from xdecoder.losses.contrastive import cosine
+from xdecoder.model import XDecoder
+from xdecoder.outputs import ImageFeatures
+from xdecoder.postprocess import ResizeMode
+from xdecoder.queries import QuerySet
+from xdecoder.tasks.masks import image_masks
+from xdecoder.tasks.texts import EncodedTexts, encode_distinct
+
+# phrases decoded at once when each is asked alone
+PHRASES_PER_CALL = 32
+
+
+@torch.no_grad()
+def predict(
+    model: XDecoder,
+    image: Float[Tensor, "3 h w"],
+    phrases: Sequence[str],
+    out_size_hw: tuple[int, int],
+    *,
+    is_joint: bool = False,
+    resize: ResizeMode = "bilinear",
+) -> Float[Tensor, "p h w"]:
+    """Mask logits of each phrase: those of the grounding query most similar to it.
+
+    Each phrase is asked alone, so its mask does not depend on the others; with `is_joint` all
+    tokens enter together, as the released X-Decoder asks them. The image is encoded once.
+    """
+    features = model.encode_images(image[None].to(model.token_table.device))
+    texts = encode_distinct(model, phrases)
+    image_hw = (image.shape[1], image.shape[2])
+    groups = [list(phrases)] if is_joint else [[phrase] for phrase in phrases]
+    masks = []
+    for start in range(0, len(groups), PHRASES_PER_CALL):
+        part = groups[start : start + PHRASES_PER_CALL]
+        masks += _decode(model, features, texts, part, image_hw, out_size_hw, resize)
+    if not masks:
+        return image.new_zeros(0, *out_size_hw)
+    return torch.cat(masks)
+
+
+def _decode(
+    model: XDecoder,
+    features: ImageFeatures,
+    texts: EncodedTexts,
+    groups: Sequence[Sequence[str]],
+    image_hw: tuple[int, int],
+    out_hw: tuple[int, int],
+    resize: ResizeMode,
+) -> list[Tensor]:
+    """One mask [phrases of the group, h, w] per group of phrases that are asked together."""
+    queries = QuerySet(grounding=texts.grounding(groups))
+    output = model.decode(_repeated(features, len(groups)), queries)
+    rows = output.layout.grounding
+    masks = []
+    for index, phrases in enumerate(groups):
+        embeddings = output.layers[-1].embeddings[index, rows].float()  # [G, C]
+        best = cosine(embeddings, texts.sentences(phrases)).argmax(0) + rows.start
+        masks += [
+            image_masks(
+                output,
+                slice(row, row + 1),
+                image_hw=image_hw,
+                out_hw=out_hw,
+                resize=resize,
+                batch_index=index,
+            )
+            for row in best.tolist()
+        ]
+    return masks
+
+
+def _repeated(features: ImageFeatures, count: int) -> ImageFeatures:
+    """The features of one image as a batch, without copies."""
+    return ImageFeatures(
+        levels=tuple(level.expand(count, -1, -1, -1) for level in features.levels),
+        mask_features=features.mask_features.expand(count, -1, -1, -1),
+        pooled=features.pooled.expand(count, -1),
+    )
