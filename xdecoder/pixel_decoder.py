@@ -184,8 +184,6 @@ class MsDeform(nn.Module):
         self.step = FpnStep(in_dims[0], dim=dim, upsampling="bilinear")
         self.mask_projection = nn.Conv2d(dim, mask_dim, 1)
         _reset_conv(self.mask_projection)
-        for projection in self.input_projections:
-            nn.init.xavier_uniform_(projection.conv.weight)
 
     def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> Pyramid:
         """The pyramid of backbone maps given fine to coarse (strides 4 to 32)."""

@@ -1,11 +1,12 @@
 """Any timm model as a trunk, and ImageNet weights that need no network."""
 
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
 from jaxtyping import Float
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -87,9 +88,10 @@ def _create(name: str, is_pretrained: bool, drop_path: float) -> nn.Module:
             f"model.backbone.name must be a timm model; got {name!r}. "
             f"Names that look like it: {', '.join(near) or 'none'}."
         )
-    options = {"drop_path_rate": drop_path} if drop_path else {}
-    features = timm.create_model(name, features_only=True, **options)
-    strides = features.feature_info.reduction()
+    # some models do not know the option
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    info = _feature_info(timm.create_model(name, features_only=True, **options))
+    strides = info.reduction()
     if not set(STRIDES) <= set(strides):
         raise ConfigError(
             f"model.backbone.name must give maps at strides {STRIDES}; {name!r} gives "
@@ -101,6 +103,10 @@ def _create(name: str, is_pretrained: bool, drop_path: float) -> nn.Module:
     )
 
 
+def _feature_info(trunk: nn.Module) -> FeatureInfo:
+    return cast(FeatureInfo, trunk.feature_info)
+
+
 def _out_dims(trunk: nn.Module) -> tuple[int, int, int, int]:
-    fine, middle, coarse, coarsest = trunk.feature_info.channels()
+    fine, middle, coarse, coarsest = _feature_info(trunk).channels()
     return fine, middle, coarse, coarsest

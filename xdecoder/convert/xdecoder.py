@@ -125,3 +125,66 @@ HEAD = (
     Rule(r"backbone_proj", "image_projection.weight", "transpose"),
     Rule(r"criterion\.empty_weight", "derived: class weights of the loss", "drop"),
 )
+
+_FOCAL_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
+
+FOCAL = (
+    Rule(r"patch_embed\.proj\.(weight|bias)", r"embeddings.0.conv.\1"),
+    Rule(r"patch_embed\.norm\.(weight|bias)", r"embeddings.0.norm.\1"),
+    *(
+        rule
+        for i in range(3)
+        for rule in (
+            Rule(rf"layers\.{i}\.downsample\.proj\.(weight|bias)", rf"embeddings.{i + 1}.conv.\1"),
+            Rule(rf"layers\.{i}\.downsample\.norm\.(weight|bias)", rf"embeddings.{i + 1}.norm.\1"),
+        )
+    ),
+    Rule(_FOCAL_BLOCK + r"dw([12])\.(weight|bias)", r"stages.\1.\2.conv\3.\4"),
+    Rule(_FOCAL_BLOCK + r"gamma_([12])", r"stages.\1.\2.scale\3"),
+    Rule(_FOCAL_BLOCK + r"norm([12])\.(weight|bias)", r"stages.\1.\2.norm\3.\4"),
+    Rule(_FOCAL_BLOCK + r"mlp\.fc([12])\.(weight|bias)", r"stages.\1.\2.mlp.linear\3.\4"),
+    Rule(
+        _FOCAL_BLOCK + r"modulation\.f\.(weight|bias)",
+        r"stages.\1.\2.modulation.input_projection.\3",
+    ),
+    Rule(
+        _FOCAL_BLOCK + r"modulation\.focal_layers\.(\d+)\.0\.weight",
+        r"stages.\1.\2.modulation.contexts.\3.weight",
+    ),
+    Rule(_FOCAL_BLOCK + r"modulation\.h\.(weight|bias)", r"stages.\1.\2.modulation.modulator.\3"),
+    Rule(
+        _FOCAL_BLOCK + r"modulation\.proj\.(weight|bias)",
+        r"stages.\1.\2.modulation.output_projection.\3",
+    ),
+    Rule(r"norm(\d)\.(weight|bias)", r"norms.\1.\2"),
+)
+
+
+def davit(depths: tuple[int, ...]) -> tuple[Rule, ...]:
+    """Rules of a DaViT trunk; a unit of theirs holds two blocks of ours."""
+    return (
+        Rule(r"convs\.(\d+)\.proj\.(weight|bias)", r"embeddings.\1.conv.\2"),
+        Rule(r"convs\.(\d+)\.norm\.(weight|bias)", r"embeddings.\1.norm.\2"),
+        *(
+            rule
+            for stage, depth in enumerate(depths)
+            for unit in range(depth)
+            for i, kind in enumerate(("spatial_block", "channel_block"))
+            for rule in _davit_block(
+                rf"blocks\.{stage}\.{unit}\.{kind}\.", f"stages.{stage}.{2 * unit + i}."
+            )
+        ),
+    )
+
+
+def _davit_block(theirs: str, ours: str) -> tuple[Rule, ...]:
+    attention = theirs + r"(?:window|channel)_attn\."
+    return (
+        Rule(theirs + r"conv([12])\.fn\.dw\.(weight|bias)", ours + r"conv\1.\2"),
+        Rule(attention + r"norm\.(weight|bias)", ours + r"attention_norm.\1"),
+        Rule(attention + r"fn\.qkv\.(weight|bias)", ours + r"attention.qkv.\1"),
+        Rule(attention + r"fn\.proj\.(weight|bias)", ours + r"attention.output_projection.\1"),
+        Rule(theirs + r"ffn\.norm\.(weight|bias)", ours + r"mlp_norm.\1"),
+        Rule(theirs + r"ffn\.fn\.net\.fc1\.(weight|bias)", ours + r"mlp.0.\1"),
+        Rule(theirs + r"ffn\.fn\.net\.fc2\.(weight|bias)", ours + r"mlp.2.\1"),
+    )
