@@ -1,0 +1,188 @@
+"""A training run as one frozen value: what is trained, on what, how, and where it is written."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipelines.data.config import DataConfig
+from pipelines.errors import ConfigError
+from xdecoder.config import ModelConfig
+from xdecoder.tasks.config import LossConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW.
+
+    backbone_multiplier, text_multiplier: on the learning rate of that part.
+    clip_norm: the norm of all gradients together is scaled down to this.
+    ema_decay: of the average of weights that is evaluated; 0 = no average.
+    """
+
+    learning_rate: float = 1e-4
+    backbone_multiplier: float = 0.1
+    text_multiplier: float = 0.1
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    clip_norm: float = 5.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            raise ConfigError(
+                f"optimizer.learning_rate must be positive; got {self.learning_rate}."
+            )
+        if self.clip_norm <= 0:
+            raise ConfigError(
+                f"optimizer.clip_norm must be positive; got {self.clip_norm}. "
+                "A large number, for example 1e9, clips nothing."
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(
+                f"optimizer.ema_decay must be in [0, 1); got {self.ema_decay}. "
+                "Typical: 0.998 for a thousand steps, 0.9999 for a hundred thousand; 0 = off."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the run, as a factor on the base learning rates.
+
+    warmup_steps: linear from almost 0. final_factor: where cosine ends.
+    milestones: shares of the run in (0, 1) at which multistep multiplies by decay_factor.
+    """
+
+    kind: Literal["cosine", "multistep", "constant"] = "cosine"
+    warmup_steps: int = 0
+    final_factor: float = 0.0
+    milestones: tuple[float, ...] = (0.88889, 0.96296)
+    decay_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ConfigError(f"schedule.warmup_steps must be >= 0; got {self.warmup_steps}.")
+        is_rising = list(self.milestones) == sorted(set(self.milestones))
+        if not is_rising or not all(0 < share < 1 for share in self.milestones):
+            raise ConfigError(
+                "schedule.milestones must be rising shares of the run between 0 and 1; "
+                f"got {self.milestones}. Divide steps by the length of the run."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a step is computed.
+
+    device: auto = CUDA where there is one. backend: torch, or DeepSpeed's ZeRO of `zero_stage`.
+    precision: bf16 = parameters in float32, operations under autocast.
+    accumulation: micro-batches of the data stream in one optimizer step.
+    num_threads: of PyTorch on the CPU, 0 = leave as it is; part of what exact resume needs.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["torch", "deepspeed"] = "torch"
+    zero_stage: Literal[1, 2] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = 1
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.accumulation < 1:
+            raise ConfigError(f"parallel.accumulation must be >= 1; got {self.accumulation}.")
+        if self.num_threads < 0:
+            raise ConfigError(f"parallel.num_threads must be >= 0; got {self.num_threads}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a checkpoint is written, in steps, and how many of the newest are kept."""
+
+    every_steps: int = 1000
+    keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.keep_last < 1:
+            raise ConfigError(
+                "checkpoint.every_steps and checkpoint.keep_last must be >= 1; "
+                f"got {self.every_steps} and {self.keep_last}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """What is written while the run goes on; metrics.jsonl always is.
+
+    log_every: steps between log lines, the only moments at which losses leave the device.
+    panels_every: steps between pictures of predictions, 0 = none.
+    wandb: auto = online where a key and the server are there, else offline.
+    """
+
+    log_every: int = 10
+    panels_every: int = 0
+    wandb: Literal["off", "auto", "offline", "online"] = "off"
+    wandb_project: str = "xdecoder"
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1 or self.panels_every < 0:
+            raise ConfigError(
+                "tracking.log_every must be >= 1 and tracking.panels_every >= 0; "
+                f"got {self.log_every} and {self.panels_every}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What `python -m pipelines.evaluate` measures when it is not told: a folder and a split.
+
+    root: COCO-format folder. max_images: of the split, 0 = all.
+    """
+
+    root: str = ""
+    split: str = "val"
+    max_images: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run.
+
+    output_dir: the folder of this run, empty = runs/<name>. steps: optimizer steps.
+    deterministic: refuse kernels that add in random order.
+    init_from: run or checkpoint folder to take weights from, empty = a fresh model.
+    """
+
+    name: str
+    steps: int
+    output_dir: str = ""
+    seed: int = 0
+    deterministic: bool = True
+    init_from: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"steps must be >= 1; got {self.steps}.")
+        if self.schedule.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"schedule.warmup_steps must be below steps={self.steps}; "
+                f"got {self.schedule.warmup_steps}. Lower it, or train longer."
+            )
+        if not self.name or "/" in self.name:
+            raise ConfigError(
+                f"name must be one folder name; got {self.name!r}. "
+                "Use output_dir for the whole path."
+            )
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything of this run is written."""
+        return Path(self.output_dir or f"runs/{self.name}")

@@ -1,0 +1,174 @@
+"""Checkpoint folders that are complete or do not count.
+
+    .writing_step_00000100/   all ranks write their files here
+        MANIFEST.json         size and SHA-256 of every file
+        COMPLETE              SHA-256 of the manifest; written last
+    step_00000100/            the same folder, renamed in one instant
+    latest -> step_00000100
+
+A process that dies at any point leaves either the whole `step_...` folder or none.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.errors import CheckpointError
+
+MANIFEST, COMPLETE = "MANIFEST.json", "COMPLETE"
+_log = logging.getLogger(__name__)
+
+
+class CheckpointFolders:
+    """The checkpoints of one run, newest first; methods that change files are for rank 0."""
+
+    def __init__(self, root: Path, *, keep_last: int = 1) -> None:
+        self.root = root
+        self._keep_last = keep_last
+
+    def writing(self, step: int) -> Path:
+        """Where the files of a checkpoint are written before it counts."""
+        return self.root / f".writing_{_name(step)}"
+
+    def begin(self, step: int) -> None:
+        """Make an empty folder to write into, and remove what a dead process left behind."""
+        for leftover in self.root.glob(".writing_*"):
+            shutil.rmtree(leftover)
+        self.writing(step).mkdir(parents=True)
+
+    def commit(self, step: int) -> Path:
+        """The folder that now counts as the checkpoint of `step`."""
+        source, target = self.writing(step), self.root / _name(step)
+        _seal(source)
+        if target.exists():
+            # only a damaged one can be here: the step is taken again because it did not count
+            shutil.rmtree(target)
+        source.rename(target)
+        _link_latest(self.root, target.name)
+        _sync(self.root)
+        for old in list(self._folders())[self._keep_last :]:
+            shutil.rmtree(old)
+        return target
+
+    def newest_complete(self) -> tuple[Path | None, tuple[str, ...]]:
+        """The newest undamaged checkpoint, and what is wrong with each newer one."""
+        complaints = []
+        for folder in self._folders():
+            try:
+                verify(folder)
+            except CheckpointError as error:
+                complaints.append(str(error))
+                _log.warning("%s The one before it is used.", error)
+            else:
+                return folder, tuple(complaints)
+        return None, tuple(complaints)
+
+    def _folders(self) -> Iterator[Path]:
+        yield from sorted(self.root.glob("step_*"), key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The number of steps that a checkpoint was written after, from its name."""
+    return int(folder.name.removeprefix("step_"))
+
+
+def verify(folder: Path) -> None:
+    """Return if every file of a checkpoint is there and is what was written.
+
+    Raises:
+        CheckpointError: naming the folder and the first file that is missing or damaged.
+    """
+    manifest = folder / MANIFEST
+    if not (folder / COMPLETE).is_file() or not manifest.is_file():
+        raise CheckpointError(
+            f"checkpoint: {folder} must have {COMPLETE} and {MANIFEST}; it was not finished."
+        )
+    if _digest(manifest) != (folder / COMPLETE).read_text().strip():
+        raise CheckpointError(f"checkpoint: {manifest} is damaged: its checksum differs.")
+    for name, entry in json.loads(manifest.read_text())["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint: {file} is missing.")
+        if file.stat().st_size != entry["bytes"] or _digest(file) != entry["sha256"]:
+            raise CheckpointError(f"checkpoint: {file} is damaged: its checksum differs.")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; names that share one tensor are stored once."""
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    places: dict[tuple, str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        first = places.setdefault(place, name) if tensor.numel() else name
+        if first == name:
+            kept[name] = tensor.detach().contiguous().cpu()
+        else:
+            aliases[name] = first
+    save_file(kept, path, metadata={"aliases": json.dumps(aliases)})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What `write_tensors` wrote, on the CPU, shared names included."""
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+    return tensors | {name: tensors[first] for name, first in aliases.items()}
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Replace a file in one instant."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {}
+    for path in files:
+        _sync(path)
+        name = path.relative_to(folder).as_posix()
+        entries[name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"files": entries}, indent=1))
+    _sync(manifest)
+    (folder / COMPLETE).write_text(_digest(manifest))
+    _sync(folder / COMPLETE)
+    _sync(folder)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file's bytes, or a folder's names, before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link_latest(root: Path, name: str) -> None:
+    link = root / ".latest.partial"
+    link.unlink(missing_ok=True)
+    link.symlink_to(name)
+    link.replace(root / "latest")

@@ -1,0 +1,197 @@
+"""The training loop: one function for a step, one for a run.
+
+    stream --(batches, data state)--> train_step --record--> recorder --rows--> trackers
+                                          |
+                                   TrainState.step += 1; at boundaries: save, draw, stop
+
+Losses stay on the device until a logging step. Whatever must agree between ranks (stop, save)
+is decided at a step boundary, on every rank alike.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.config import RunConfig
+from pipelines.engine.checkpoint import Checkpointer
+from pipelines.engine.distributed import Group
+from pipelines.engine.machine import memory_gib, to_device
+from pipelines.engine.progress import ProgressLine
+from pipelines.engine.recorder import Recorder, StepRecord
+from pipelines.engine.schedule import learning_rate_factor
+from pipelines.engine.signals import StopFlag
+from pipelines.engine.state import TrainState
+from pipelines.errors import ExitCode
+from pipelines.tracking.base import Tracker
+from pipelines.tracking.jsonl import EventLog
+from xdecoder.batch import Batch
+from xdecoder.losses.draws import Draws
+from xdecoder.tasks import MultiTask
+
+Stream = Iterator[tuple[Sequence[Batch], dict[str, Any]]]
+# draws predictions of a model in evaluation mode on a training batch: step, model, batches
+DrawPanels = Callable[[int, nn.Module, Sequence[Batch]], Mapping[str, Path]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What the loop talks to besides the state: other ranks, files, screens, signals."""
+
+    group: Group
+    device: torch.device
+    checkpointer: Checkpointer
+    trackers: tuple[Tracker, ...]
+    events: EventLog | None
+    stop: StopFlag
+    draw_panels: DrawPanels | None = None
+
+
+def train(
+    state: TrainState, losses: MultiTask, stream: Stream, config: RunConfig, around: Surroundings
+) -> ExitCode:
+    """Why the loop ended, after training up to `config.steps` or until a signal.
+
+    The state is saved before every return. Raises what `Recorder.rows` raises.
+    """
+    recorder = Recorder(group=around.group)
+    progress = ProgressLine(
+        num_steps=config.steps, first_step=state.step, is_shown=around.group.place.is_main
+    )
+    with progress:
+        while state.step < config.steps:
+            record, batches = train_step(state, losses, stream, config, around)
+            recorder.add(record)
+            is_stopping = around.group.any_is_true(around.stop.is_set)
+            is_last = is_stopping or state.step == config.steps
+            is_saving = is_last or state.step % config.checkpoint.every_steps == 0
+            is_drawing = _is_due(state.step, config.tracking.panels_every)
+            # rows go first: they refuse a non-finite loss, and a checkpoint implies its rows
+            if is_saving or is_drawing or _is_due(state.step, config.tracking.log_every):
+                _report(recorder, progress, around)
+            if is_saving:
+                _save(state, around)
+            if is_drawing:
+                _draw(state, batches, around)
+            if is_stopping:
+                return _stopped(state, around)
+    return ExitCode.FINISHED
+
+
+def train_step(
+    state: TrainState, losses: MultiTask, stream: Stream, config: RunConfig, around: Surroundings
+) -> tuple[StepRecord, Sequence[Batch]]:
+    """The record of one optimizer step, and its last batches; the state has moved on."""
+    num_micro, rank = config.parallel.accumulation, around.group.place.rank
+    began = time.perf_counter()
+    micro_batches = [next(stream) for _ in range(num_micro)]
+    data_seconds = time.perf_counter() - began
+
+    state.data = micro_batches[-1][1]
+    on_device = [to_device(tuple(batches), around.device) for batches, _ in micro_batches]
+    counts = _mean_counts(losses, on_device)
+    sums: dict[str, torch.Tensor] = {}
+    for index, batches in enumerate(on_device):
+        draws = Draws(config.seed, state.step * num_micro + index, rank)
+        terms = state.backend.forward(batches, draws, counts)
+        state.backend.backward(sum_of(terms), is_last=index == num_micro - 1)
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0) + term.detach() / num_micro
+
+    factor = learning_rate_factor(config.schedule, state.step, config.steps)
+    gradient_norm = state.backend.step(factor)
+    state.step += 1
+    if state.ema is not None:
+        state.ema.update(state.model, state.step)
+    record = StepRecord(
+        step=state.step,
+        keys=tuple(key for batches in on_device for batch in batches for key in batch.keys),
+        terms=sums,
+        loss=sum_of(sums),
+        gradient_norm=gradient_norm,
+        learning_rate=config.optimizer.learning_rate * factor,
+        data_seconds=data_seconds,
+    )
+    return record, on_device[-1]
+
+
+def sum_of(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The total loss, added in the order of the terms."""
+    return torch.stack([term.float() for term in terms.values()]).sum()
+
+
+def _mean_counts(
+    losses: MultiTask, micro_batches: Sequence[Sequence[Batch]]
+) -> dict[str, float] | None:
+    """What accumulated losses are divided by, so that they equal those of one large batch."""
+    if len(micro_batches) == 1:
+        return None
+    counts = [losses.counts(batches) for batches in micro_batches]
+    return {name: sum(count[name] for count in counts) / len(counts) for name in counts[0]}
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _report(recorder: Recorder, progress: ProgressLine, around: Surroundings) -> None:
+    rows = recorder.rows()
+    if not rows:
+        return
+    memory = memory_gib(around.device)
+    rows[-1]["memory_gib"] = memory
+    progress.show(rows[-1], memory_gib=memory)
+    for tracker in around.trackers:
+        tracker.log_rows(rows)
+
+
+def _save(state: TrainState, around: Surroundings) -> None:
+    began = time.perf_counter()
+    folder = around.checkpointer.save(state)
+    if around.events is not None:
+        seconds = round(time.perf_counter() - began, 3)
+        facts = {"step": state.step, "folder": folder.name, "seconds": seconds}
+        around.events.write("checkpoint", facts)
+
+
+def _stopped(state: TrainState, around: Surroundings) -> ExitCode:
+    """The exit code that all ranks leave with: that of the first rank that got a signal."""
+    names = around.group.gather(around.stop.signal_name)
+    name = next(name for name in names if name is not None)
+    if around.events is not None:
+        around.events.write("stopped", {"step": state.step, "signal": name})
+    return StopFlag.exit_code_of(name)
+
+
+def _draw(state: TrainState, batches: Sequence[Batch], around: Surroundings) -> None:
+    if around.draw_panels is not None and around.group.place.is_main:
+        with evaluating(state):
+            pictures = around.draw_panels(state.step, state.model, batches)
+        for tracker in around.trackers:
+            tracker.log_pictures(state.step, pictures)
+    around.group.barrier()
+
+
+@contextmanager
+def evaluating(state: TrainState) -> Iterator[None]:
+    """The model in evaluation mode with averaged weights; training continues as if untouched."""
+    weights = {name: value.detach().clone() for name, value in state.model.named_parameters()}
+    with torch.no_grad(), torch.random.fork_rng():
+        _copy_weights(state.model, state.ema.weights if state.ema else {})
+        state.model.eval()
+        try:
+            yield
+        finally:
+            state.model.train()
+            _copy_weights(state.model, weights)
+
+
+def _copy_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    named = dict(model.named_parameters())
+    for name, value in weights.items():
+        named[name].copy_(value)

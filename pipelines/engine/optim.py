@@ -1,0 +1,134 @@
+"""AdamW, the groups that parameters fall into, and the table that shows them.
+
+A group is (part, decayed). The part - backbone, text, rest - decides the learning rate; decay is
+for the weight matrices of linear, convolution and attention layers alone. Norms, biases and
+tables (embeddings, queries, scales) are not pulled towards zero.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.config import OptimizerConfig
+from pipelines.errors import ConfigError
+
+_MATRIX_OWNERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Bilinear)
+_PARTS = {"backbone": ("backbone",), "text": ("text", "text_encoder")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that share a learning rate and a decay; names are those of the model."""
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+
+    @property
+    def num_values(self) -> int:
+        """How many numbers are trained in this group."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> tuple[ParameterGroup, ...]:
+    """The trainable parameters of a model, each in exactly one group, in a fixed order.
+
+    Raises:
+        ConfigError: nothing is trainable.
+    """
+    multipliers = {
+        "backbone": config.backbone_multiplier,
+        "text": config.text_multiplier,
+        "rest": 1.0,
+    }
+    members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    matrices = _matrix_names(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (_part_of(name), name in matrices)
+            members.setdefault(key, []).append((name, parameter))
+    if not members:
+        raise ConfigError(
+            "optimizer: at least one parameter must be trainable; all of them are frozen. "
+            "Unfreeze a part of the model."
+        )
+    return tuple(
+        ParameterGroup(
+            name=f"{part}, {'decayed' if is_decayed else 'not decayed'}",
+            learning_rate=config.learning_rate * multipliers[part],
+            weight_decay=config.weight_decay if is_decayed else 0.0,
+            names=tuple(name for name, _ in named),
+            parameters=tuple(parameter for _, parameter in named),
+        )
+        for (part, is_decayed), named in sorted(members.items())
+    )
+
+
+def build_optimizer(
+    groups: Sequence[ParameterGroup], config: OptimizerConfig, *, is_fused: bool = True
+) -> torch.optim.AdamW:
+    """AdamW over the groups; each remembers its learning rate as `base_lr`."""
+    return torch.optim.AdamW(
+        [
+            {
+                "params": list(group.parameters),
+                "lr": group.learning_rate,
+                "base_lr": group.learning_rate,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ],
+        betas=config.betas,
+        eps=config.epsilon,
+        fused=is_fused,
+    )
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply the base learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+class FlatGradients:
+    """One buffer that holds the gradients of all parameters, which are views of it.
+
+    One all-reduce averages it in an order that never changes, one norm clips it, one fill clears
+    it. A parameter that no loss reached has a zero gradient, not none: AdamW still decays it, as
+    it does under ZeRO, so that the backends agree.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        total = sum(parameter.numel() for parameter in parameters)
+        self.buffer = torch.zeros(total, device=parameters[0].device)
+        offset = 0
+        for parameter in parameters:
+            view = self.buffer[offset : offset + parameter.numel()]
+            parameter.grad = view.view_as(parameter)
+            offset += parameter.numel()
+
+    def clip(self, max_norm: float) -> Tensor:
+        """The norm of all gradients before they were scaled down to at most `max_norm`."""
+        norm = self.buffer.norm()
+        self.buffer.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+
+def _part_of(name: str) -> str:
+    first = name.split(".", 1)[0]
+    return next((part for part, prefixes in _PARTS.items() if first in prefixes), "rest")
+
+
+def _matrix_names(model: nn.Module) -> set[str]:
+    """Names of the weights that are multiplied with features, one name for tied ones."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, _MATRIX_OWNERS)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim > 1
+    }

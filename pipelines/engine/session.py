@@ -1,0 +1,239 @@
+"""A run from its configuration to its exit code: builds everything, resumes, trains, leaves."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.config import RunConfig
+from pipelines.data.stream import build_stream
+from pipelines.engine.backend import Backend, TrainedModule
+from pipelines.engine.checkpoint import Checkpointer, find_checkpoint, load_weights
+from pipelines.engine.checkpoint_files import write_text_atomically
+from pipelines.engine.distributed import Group
+from pipelines.engine.ema import Ema
+from pipelines.engine.generators import seed_generators
+from pipelines.engine.loop import DrawPanels, Stream, Surroundings, train
+from pipelines.engine.machine import describe, prepare_process
+from pipelines.engine.optim import ParameterGroup, parameter_groups
+from pipelines.engine.run_folder import prepare_folder
+from pipelines.engine.signals import StopFlag
+from pipelines.engine.state import TrainState
+from pipelines.engine.torch_backend import TorchBackend
+from pipelines.errors import CheckpointError, ExitCode, PipelineError
+from pipelines.overrides import to_json
+from pipelines.tracking.base import Tracker
+from pipelines.tracking.jsonl import EventLog, JsonlTracker, count_starts
+from xdecoder.build import build_model
+from xdecoder.tasks import MultiTask, build_tasks
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How a run is started, beside what it is.
+
+    resume: auto = from the newest complete checkpoint of the run folder if there is one;
+    never = only in a folder without checkpoints; else the path of a checkpoint or run.
+    asked: recipe and assignments, for config.json.
+    """
+
+    resume: str = "auto"
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    draw_panels: DrawPanels | None = None
+
+
+def build_losses(config: RunConfig, device: torch.device) -> MultiTask:
+    """The model and its tasks in training mode, with the weights of `init_from` where set."""
+    model = build_model(config.model)
+    if config.init_from:
+        load_weights(model, find_checkpoint(Path(config.init_from)))
+    return MultiTask(model, build_tasks(config.losses)).to(device).train()
+
+
+def run(
+    config: RunConfig,
+    request: Request,
+    *,
+    group: Group,
+    device: torch.device,
+    stop: StopFlag,
+    make_losses: Callable[[RunConfig, torch.device], MultiTask] = build_losses,
+    make_stream: Callable[..., Stream] = build_stream,
+) -> ExitCode:
+    """Why the run ended, after training, or continuing to train, in its run folder."""
+    is_cuda = device.type == "cuda"
+    prepare_process(config.parallel, deterministic=config.deterministic, is_cuda=is_cuda)
+    run_id, restart = _open_folder(config, request, group)
+    checkpointer = Checkpointer(config.run_folder / "checkpoints", config=config, group=group)
+    source, complaints = _choose_source(request, checkpointer)
+
+    state, losses = _build_state(config, make_losses, group=group, device=device)
+    if source is not None:
+        checkpointer.restore(state, source)
+    events = EventLog(config.run_folder, restart=restart) if group.place.is_main else None
+    _tell_start(events, state, source, complaints, describe(device, group.place))
+    trackers = _open_trackers(config, run_id, restart, state.step) if group.place.is_main else ()
+    stream = make_stream(
+        config.data,
+        rank=group.place.rank,
+        world_size=group.place.world_size,
+        seed=config.seed,
+        state=state.data,
+    )
+    around = Surroundings(
+        group=group,
+        device=device,
+        checkpointer=checkpointer,
+        trackers=trackers,
+        events=events,
+        stop=stop,
+        draw_panels=request.draw_panels,
+    )
+    return _train_and_tell(state, losses, stream, config, around)
+
+
+def _build_state(
+    config: RunConfig,
+    make_losses: Callable[[RunConfig, torch.device], MultiTask],
+    *,
+    group: Group,
+    device: torch.device,
+) -> tuple[TrainState, MultiTask]:
+    """A state at step 0: the same weights on every rank, random numbers of its own on each."""
+    seed_generators(config.seed, rank=0)
+    losses = make_losses(config, device)
+    seed_generators(config.seed, rank=group.place.rank)
+    groups = parameter_groups(losses.model, config.optimizer)
+    backend = build_backend(losses, groups, config, group=group, device=device)
+    decay = config.optimizer.ema_decay
+    ema = Ema(losses.model, decay=decay) if decay else None
+    return TrainState(model=losses.model, backend=backend, ema=ema), losses
+
+
+def _train_and_tell(
+    state: TrainState, losses: MultiTask, stream: Stream, config: RunConfig, around: Surroundings
+) -> ExitCode:
+    try:
+        code = train(state, losses, stream, config, around)
+    except PipelineError as error:
+        _tell(around.events, "failed", {"step": state.step, "error": str(error)})
+        raise
+    finally:
+        for tracker in around.trackers:
+            tracker.finish()
+    if code == ExitCode.FINISHED:
+        _tell(around.events, "finished", {"step": state.step})
+    return code
+
+
+def build_backend(
+    losses: MultiTask,
+    groups: tuple[ParameterGroup, ...],
+    config: RunConfig,
+    *,
+    group: Group,
+    device: torch.device,
+) -> Backend:
+    """What runs the steps, as `parallel` says."""
+    parallel = config.parallel
+    module = TrainedModule(losses, is_bfloat16=parallel.precision == "bf16")
+    if parallel.backend == "deepspeed":
+        # the import takes seconds, which only this choice pays
+        from pipelines.engine.deepspeed_backend import DeepSpeedBackend
+
+        return DeepSpeedBackend(
+            module,
+            groups,
+            config.optimizer,
+            zero_stage=parallel.zero_stage,
+            accumulation=parallel.accumulation,
+            is_cuda=device.type == "cuda",
+        )
+    return TorchBackend(
+        module,
+        groups,
+        config.optimizer,
+        world_size=group.place.world_size,
+        accumulation=parallel.accumulation,
+    )
+
+
+def _open_folder(config: RunConfig, request: Request, group: Group) -> tuple[str, int]:
+    """Run id and restart count, the same on every rank; a refusal is raised on every rank."""
+    outcome: tuple[str, int] | PipelineError | None = None
+    if group.place.is_main:
+        is_forced = request.resume not in ("auto", "never")
+        try:
+            run_id = prepare_folder(config, request.asked, is_forced=is_forced)
+            outcome = run_id, count_starts(config.run_folder)
+        except PipelineError as error:
+            outcome = error
+    outcome = group.from_main(outcome)
+    if isinstance(outcome, PipelineError):
+        raise outcome
+    assert outcome is not None
+    return outcome
+
+
+def _choose_source(
+    request: Request, checkpointer: Checkpointer
+) -> tuple[Path | None, tuple[str, ...]]:
+    if request.resume not in ("auto", "never"):
+        return find_checkpoint(Path(request.resume)), ()
+    newest, complaints = checkpointer.newest()
+    if request.resume == "never" and newest is not None:
+        raise CheckpointError(
+            f"--resume never: the run folder must have no checkpoint; {newest} is there. "
+            "Choose another --output-dir, or remove the old run."
+        )
+    return newest, complaints
+
+
+def _open_trackers(
+    config: RunConfig, run_id: str, restart: int, resumed_at_step: int
+) -> tuple[Tracker, ...]:
+    folder = config.run_folder
+    jsonl = JsonlTracker(folder, restart=restart, resumed_at_step=resumed_at_step)
+    if config.tracking.wandb == "off":
+        return (jsonl,)
+    from pipelines.tracking.wandb_tracker import WandbTracker
+
+    wandb = WandbTracker(
+        folder,
+        mode=config.tracking.wandb,
+        project=config.tracking.wandb_project,
+        name=config.name,
+        run_id=run_id,
+        config=to_json(config),
+    )
+    return (jsonl, wandb)
+
+
+def _tell(events: EventLog | None, kind: str, facts: Mapping[str, Any]) -> None:
+    if events is not None:
+        events.write(kind, facts)
+
+
+def _tell_start(
+    events: EventLog | None,
+    state: TrainState,
+    source: Path | None,
+    complaints: tuple[str, ...],
+    environment: Mapping[str, Any],
+) -> None:
+    if events is None:
+        return
+    events.write("start", {"step": state.step, **environment})
+    for complaint in complaints:
+        events.write("damaged_checkpoint", {"message": complaint})
+    if source is not None:
+        _log.info("resumed from %s, step %d", source, state.step)
+        events.write("resume", {"step": state.step, "folder": str(source)})
+    path = events.folder / "environment.json"
+    write_text_atomically(path, json.dumps(environment, indent=1))
