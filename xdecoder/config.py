@@ -16,7 +16,8 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The image trunk; any timm model with feature maps at strides 4, 8, 16 and 32.
+    """The image trunk: focal_t, focal_l, davit_d3, davit_d5, or any timm model with maps at
+    strides 4, 8, 16 and 32.
 
     weights: `random`; `package`, the ones that an installed Python package ships (only
     tf_efficientnet_lite0); `timm`, downloaded by timm.
@@ -136,11 +137,15 @@ def tiny() -> ModelConfig:
     )
 
 
-def released_focal_t() -> ModelConfig:
-    """The released X-Decoder with Focal-T; Source: configs/xdecoder/focalt_unicl_lang.yaml."""
+def released(backbone: Literal["focal_t", "focal_l", "davit_d3", "davit_d5"]) -> ModelConfig:
+    """The model of the released X-Decoder weights; Source: configs/xdecoder/*.yaml."""
     return ModelConfig(
         initial_logit_scale=1.0,
-        backbone=BackboneConfig(name="focal_t"),
+        backbone=BackboneConfig(name=backbone, drop_path=0.3),
         pixel_decoder=PixelDecoderConfig(kind="fpn_transformer", ffn_dim=2048),
-        decoder=DecoderConfig(mask_resize="bicubic_antialias", unmask_first_grounding_row=True),
+        decoder=DecoderConfig(
+            num_latents=100 if backbone == "focal_t" else 200,
+            mask_resize="bicubic_antialias",
+            unmask_first_grounding_row=True,
+        ),
     )

@@ -15,3 +15,8 @@ class Backbone(Protocol):
     out_dims: tuple[int, int, int, int]
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Sequence[Tensor]: ...
+
+
+def drop_path_rates(num_blocks: int, *, last: float) -> list[float]:
+    """Probabilities of dropping a block's branch, rising from 0 to `last`."""
+    return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]

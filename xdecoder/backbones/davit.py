@@ -6,11 +6,12 @@ Between layers, maps are [B, H, W, C].
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from xdecoder.backbones import drop_path_rates
 
 
 class ConvEmbedding(nn.Module):
@@ -130,7 +131,7 @@ class DaVit(nn.Module):
             )
             for i in range(len(dims))
         )
-        rates = iter(torch.linspace(0, drop_path, 2 * sum(depths)).tolist())
+        rates = iter(drop_path_rates(2 * sum(depths), last=drop_path))
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *(

@@ -13,6 +13,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from xdecoder.backbones import drop_path_rates
+
 # Source: both files, LayerScale of every block
 INITIAL_LAYER_SCALE = 1e-4
 
@@ -143,7 +145,7 @@ class FocalNet(nn.Module):
                 ),
             ]
         )
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
+        rates = iter(drop_path_rates(sum(depths), last=drop_path))
         style = FocalConvBlock if block == "conv" else FocalBlock
         self.stages = nn.ModuleList(
             nn.Sequential(

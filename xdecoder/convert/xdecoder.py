@@ -188,3 +188,8 @@ def _davit_block(theirs: str, ours: str) -> tuple[Rule, ...]:
         Rule(theirs + r"ffn\.fn\.net\.fc1\.(weight|bias)", ours + r"mlp.0.\1"),
         Rule(theirs + r"ffn\.fn\.net\.fc2\.(weight|bias)", ours + r"mlp.2.\1"),
     )
+
+
+def model_rules(backbone: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """Rules of a whole model with the given trunk."""
+    return (*HEAD, *prefixed("backbone.", "backbone.", backbone))
