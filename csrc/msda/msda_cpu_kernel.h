@@ -43,19 +43,43 @@ inline double exp_nonpositive(double x) { return exp(x); }
 inline float floor_of(float x) { return floorf(x); }
 inline double floor_of(double x) { return floor(x); }
 
-template <class C> inline void softmax(const C* logits, int64_t count, C* probs) {
-  C largest = logits[0];
+// In place, `rows` rows of `num_logits` logits one after another. A static count (0: any) lets
+// the compiler keep a row in registers.
+template <int kCount, class C>
+void softmax_rows_of(int64_t rows, int64_t num_logits, C* __restrict probs) {
+  const int64_t count = kCount > 0 ? kCount : num_logits;
+  for (int64_t row = 0; row < rows; ++row) {
+    C* __restrict p = probs + row * count;
+    C largest = p[0];
 #pragma omp simd reduction(max : largest)
-  for (int64_t i = 0; i < count; ++i) largest = logits[i] > largest ? logits[i] : largest;
-  C total = 0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t i = 0; i < count; ++i) {
-    probs[i] = exp_nonpositive(logits[i] - largest);
-    total += probs[i];
-  }
-  const C scale = C(1) / total;
+    for (int64_t i = 0; i < count; ++i) largest = p[i] > largest ? p[i] : largest;
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) probs[i] *= scale;
+    for (int64_t i = 0; i < count; ++i) p[i] -= largest;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < rows * count; ++i) probs[i] = exp_nonpositive(probs[i]);
+  for (int64_t row = 0; row < rows; ++row) {
+    C* __restrict p = probs + row * count;
+    C total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < count; ++i) total += p[i];
+    const C scale = C(1) / total;
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) p[i] *= scale;
+  }
+}
+
+template <class C> void softmax_rows(int64_t rows, int64_t count, C* probs) {
+  switch (count) {
+    case 12: return softmax_rows_of<12>(rows, count, probs);
+    case 16: return softmax_rows_of<16>(rows, count, probs);
+    default: return softmax_rows_of<0>(rows, count, probs);
+  }
+}
+
+template <class C> inline void copy_few(const C* __restrict from, int64_t count, C* __restrict to) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
 // Samples [first, first + count) of the L * P samples of each query of one (image, head).
@@ -83,8 +107,9 @@ template <class C> struct Block {
   int32_t* start;
   int32_t* is_inside;
 
-  bool reserve(int64_t capacity, int64_t samples_per_query) {
-    if (!reals.reserve(17 * capacity + samples_per_query) || !ints.reserve(6 * capacity)) {
+  bool reserve(int64_t num_queries, int64_t samples, int64_t num_logits) {
+    const int64_t capacity = num_queries * samples;
+    if (!reals.reserve(17 * capacity + num_queries * num_logits) || !ints.reserve(6 * capacity)) {
       return false;
     }
     C** arrays[] = {&x,     &y,     &weight,           &width,            &height,
@@ -134,34 +159,87 @@ template <class C> struct Affine {
 };
 
 template <class C>
-inline Affine<C> affine_of(const MsdaProblem& p, int64_t query_row, int64_t level) {
+inline Affine<C> affine_of(const MsdaProblem& p, int64_t query_row, int64_t level, C width,
+                           C height) {
   const bool is_box = p.form == SampleForm::kOffsetsFromBoxes;
-  const C height = C(p.level_sizes_hw[2 * level]), width = C(p.level_sizes_hw[2 * level + 1]);
   const C* reference = static_cast<const C*>(p.reference) +
                        (query_row * p.num_levels + level) * (is_box ? 4 : 2);
   Affine<C> out{reference[0] * width - C(0.5), reference[1] * height - C(0.5), C(1), C(1)};
   if (is_box) {
-    out.scale_x = reference[2] * width * C(0.5) / C(p.num_points);
-    out.scale_y = reference[3] * height * C(0.5) / C(p.num_points);
+    const C half_over_points = C(0.5) / C(p.num_points);
+    out.scale_x = reference[2] * width * half_over_points;
+    out.scale_y = reference[3] * height * half_over_points;
   }
   return out;
 }
 
-template <class C>
-void read_offsets(const MsdaProblem& p, const Slice& slice, int64_t row, int64_t at, Block<C>& b) {
-  const int64_t per_query = p.num_levels * p.num_points;
-  const C* offsets = static_cast<const C*>(p.samples) + 2 * (row * per_query + slice.first);
-  softmax(static_cast<const C*>(p.weights) + row * per_query, per_query, b.probs);
-  memcpy(b.weight + at, b.probs + slice.first, slice.count * sizeof(C));
-  const int64_t first_level = slice.first / p.num_points;
-  for (int64_t level = 0; level * p.num_points < slice.count; ++level) {
-    const Affine<C> to = affine_of<C>(p, row / p.num_heads, first_level + level);
-    const int64_t from = level * p.num_points;
+// Static points per level (0: any) let the compiler keep a level in one register.
+template <int kPoints, class C>
+inline void read_level(const Affine<C>& to, const C* __restrict offsets, int64_t num_points,
+                       C* __restrict x, C* __restrict y) {
+  const int64_t count = kPoints > 0 ? kPoints : num_points;
 #pragma omp simd
-    for (int64_t i = from; i < from + p.num_points; ++i) {
-      b.x[at + i] = to.base_x + offsets[2 * i] * to.scale_x;
-      b.y[at + i] = to.base_y + offsets[2 * i + 1] * to.scale_y;
+  for (int64_t i = 0; i < count; ++i) {
+    x[i] = to.base_x + offsets[2 * i] * to.scale_x;
+    y[i] = to.base_y + offsets[2 * i + 1] * to.scale_y;
+  }
+}
+
+template <int kPoints, class C>
+void read_offsets_of(const MsdaProblem& p, const Slice& slice, int64_t first_query_row,
+                     int64_t num_queries, Block<C>& b) {
+  const int64_t num_points = kPoints > 0 ? kPoints : p.num_points;
+  const int64_t per_query = p.num_levels * num_points;
+  const int64_t first_level = slice.first / num_points, num_levels = slice.count / num_points;
+  int64_t from = 0;
+  for (int64_t q = 0; q < num_queries; ++q) {
+    const int64_t row = (first_query_row + q) * p.num_heads + slice.head;
+    const C* offsets = static_cast<const C*>(p.samples) + 2 * (row * per_query + slice.first);
+    for (int64_t level = 0; level < num_levels; ++level) {
+      const Affine<C> to = affine_of<C>(p, first_query_row + q, first_level + level,
+                                        b.width[from], b.height[from]);
+      read_level<kPoints>(to, offsets + 2 * level * num_points, num_points, b.x + from, b.y + from);
+      from += num_points;
     }
+  }
+}
+
+template <class C>
+void read_offsets(const MsdaProblem& p, const Slice& slice, int64_t first_query_row,
+                  int64_t num_queries, Block<C>& b) {
+  switch (p.num_points) {
+    case 4: return read_offsets_of<4>(p, slice, first_query_row, num_queries, b);
+    case 8: return read_offsets_of<8>(p, slice, first_query_row, num_queries, b);
+    default: return read_offsets_of<0>(p, slice, first_query_row, num_queries, b);
+  }
+}
+
+// Weights of the slice from all logits of the query: softmax runs over levels and points.
+template <class C>
+void read_logits(const MsdaProblem& p, const Slice& slice, int64_t first_row, int64_t num_queries,
+                 Block<C>& b) {
+  const int64_t per_query = p.num_levels * p.num_points;
+  for (int64_t q = 0; q < num_queries; ++q) {
+    const int64_t row = first_row + q * p.num_heads;
+    copy_few(static_cast<const C*>(p.weights) + row * per_query, per_query,
+             b.probs + q * per_query);
+  }
+  softmax_rows(num_queries, per_query, b.probs);
+  for (int64_t q = 0; q < num_queries; ++q) {
+    copy_few(b.probs + q * per_query + slice.first, slice.count, b.weight + q * slice.count);
+  }
+}
+
+template <class C>
+void read_samples(const MsdaProblem& p, const Slice& slice, int64_t first_row, int64_t num_queries,
+                  Block<C>& b) {
+  if (p.form != SampleForm::kPoints) {
+    read_offsets(p, slice, first_row / p.num_heads, num_queries, b);
+    read_logits(p, slice, first_row, num_queries, b);
+    return;
+  }
+  for (int64_t q = 0; q < num_queries; ++q) {
+    read_points(p, slice, first_row + q * p.num_heads, q * slice.count, b);
   }
 }
 
@@ -260,16 +338,17 @@ inline void gather_row(const T* rows, const Block<C>& b, int64_t begin, int64_t 
 }
 
 // Rows of one head, one after another and padded with zeros to whole vectors. Heads that lie
-// 1 KiB apart would share an eighth of the cache sets.
-template <class C, class T>
+// 1 KiB apart would share an eighth of the cache sets. Backward converts to C on the way.
+template <class C, class T, class R>
 void pack_rows(const MsdaProblem& p, int64_t image, int64_t head, int64_t first, int64_t count,
-               T* rows) {
+               R* rows) {
   const int64_t stride = p.num_heads * p.head_dim, row_length = padded<C>(p.head_dim);
   const T* from = static_cast<const T*>(p.value) + (image * p.num_pixels + first) * stride +
                   head * p.head_dim;
   for (int64_t pixel = 0; pixel < count; ++pixel) {
-    memcpy(rows, from, p.head_dim * sizeof(T));
-    memset(rows + p.head_dim, 0, (row_length - p.head_dim) * sizeof(T));
+    if constexpr (sizeof(R) == sizeof(T)) memcpy(rows, from, p.head_dim * sizeof(T));
+    else load_row(from, p.head_dim, rows);
+    memset(rows + p.head_dim, 0, (row_length - p.head_dim) * sizeof(R));
     from += stride;
     rows += row_length;
   }
@@ -285,14 +364,11 @@ void forward_block(const MsdaProblem& p, const Slice& slice, const T* rows, int6
                    int64_t query, int64_t num_queries, Block<C>& block, C* row_buffer) {
   const int64_t row_length = padded<C>(p.head_dim);
   const int64_t samples = slice.count;
-  for (int64_t q = 0; q < num_queries; ++q) {
-    const int64_t row = (slice.image * p.num_queries + query + q) * p.num_heads + slice.head;
-    if (p.form == SampleForm::kPoints) read_points(p, slice, row, q * samples, block);
-    else read_offsets(p, slice, row, q * samples, block);
-  }
+  const int64_t first_row = (slice.image * p.num_queries + query) * p.num_heads + slice.head;
+  read_samples(p, slice, first_row, num_queries, block);
   const bool all_inside = locate(num_queries * samples, int32_t(pixel_stride), block);
   for (int64_t q = 0; q < num_queries; ++q) {
-    const int64_t row = (slice.image * p.num_queries + query + q) * p.num_heads + slice.head;
+    const int64_t row = first_row + q * p.num_heads;
     const int64_t kept = all_inside ? samples : drop_outside(q * samples, samples, block);
     gather_row(rows, block, q * samples, kept, row_length, row_buffer);
     store_row(row_buffer, p.head_dim, static_cast<T*>(p.output) + row * p.head_dim);
@@ -310,7 +386,7 @@ template <class C, class T> bool forward_range(const MsdaProblem& p, int64_t beg
   Block<C> block;
   Scratch<T> packed;
   Scratch<C> row_buffer;
-  if (!block.reserve(per_block * samples, samples) || !row_buffer.reserve(row_length) ||
+  if (!block.reserve(per_block, samples, samples) || !row_buffer.reserve(row_length) ||
       (is_packed && !packed.reserve(p.num_pixels * row_length))) {
     return false;
   }
@@ -337,11 +413,11 @@ template <class C, class T> bool forward_range(const MsdaProblem& p, int64_t beg
 }
 
 // One sample: the four dot products with grad_output, and its four rows of grad_value.
-template <int NV, class C, class T>
-inline void scatter_sample(const T* rows, C* grad_rows, const Vec<C>* grad, const Block<C>& b,
+template <int NV, class C>
+inline void scatter_sample(const C* rows, C* grad_rows, const Vec<C>* grad, const Block<C>& b,
                            int64_t i, Vec<C>* dots) {
   for (int c = 0; c < 4; ++c) {
-    const T* row = rows + b.corner[c][i];
+    const C* row = rows + b.corner[c][i];
     C* grad_row = grad_rows + b.corner[c][i];
     const Vec<C> weight = broadcast<C>(b.corner_weight[c][i]);
     for (int v = 0; v < NV; ++v) {
@@ -351,8 +427,8 @@ inline void scatter_sample(const T* rows, C* grad_rows, const Vec<C>* grad, cons
   }
 }
 
-template <int NV, class C, class T>
-void scatter_query(const T* rows, C* grad_rows, const C* grad_row, int64_t begin, int64_t count,
+template <int NV, class C>
+void scatter_query(const C* rows, C* grad_rows, const C* grad_row, int64_t begin, int64_t count,
                    bool is_first, Block<C>& b) {
   Vec<C> grad[NV];
   for (int v = 0; v < NV; ++v) grad[v] = load(grad_row + v * kLanes<C>);
@@ -366,8 +442,8 @@ void scatter_query(const T* rows, C* grad_rows, const C* grad_row, int64_t begin
   }
 }
 
-template <class C, class T>
-void scatter_row(const T* rows, C* grad_rows, const C* grad_row, int64_t begin, int64_t count,
+template <class C>
+void scatter_row(const C* rows, C* grad_rows, const C* grad_row, int64_t begin, int64_t count,
                  int64_t row_length, Block<C>& b) {
   int64_t at = 0;
   for (; at + 4 * kLanes<C> <= row_length; at += 4 * kLanes<C>) {
@@ -426,15 +502,11 @@ void write_gradients(const MsdaProblem& p, const Slice& slice, int64_t row, int6
 }
 
 template <class C, class T>
-void backward_block(const MsdaProblem& p, const Slice& slice, const T* rows, C* grad_rows,
+void backward_block(const MsdaProblem& p, const Slice& slice, const C* rows, C* grad_rows,
                     int64_t query, int64_t num_queries, Block<C>& block, C* row_buffer) {
   const int64_t row_length = padded<C>(p.head_dim), samples = slice.count;
   const int64_t first_row = (slice.image * p.num_queries + query) * p.num_heads + slice.head;
-  for (int64_t q = 0; q < num_queries; ++q) {
-    const int64_t row = first_row + q * p.num_heads;
-    if (p.form == SampleForm::kPoints) read_points(p, slice, row, q * samples, block);
-    else read_offsets(p, slice, row, q * samples, block);
-  }
+  read_samples(p, slice, first_row, num_queries, block);
   locate(num_queries * samples, int32_t(row_length), block);
   for (int64_t q = 0; q < num_queries; ++q) {
     const int64_t row = first_row + q * p.num_heads;
@@ -453,10 +525,9 @@ template <class C, class T> bool backward_range(const MsdaProblem& p, int64_t be
   const int64_t row_length = padded<C>(p.head_dim);
   const int64_t per_block = queries_per_block<C>(p.num_points, p.num_queries);
   Block<C> block;
-  Scratch<T> packed;
-  Scratch<C> grad_rows, row_buffer;
+  Scratch<C> packed, grad_rows, row_buffer;
   const int64_t per_query = p.num_levels * p.num_points;
-  if (!block.reserve(per_block * p.num_points, per_query) || !row_buffer.reserve(row_length)) {
+  if (!block.reserve(per_block, p.num_points, per_query) || !row_buffer.reserve(row_length)) {
     return false;
   }
   memset(row_buffer.get(), 0, row_length * sizeof(C));
@@ -485,7 +556,8 @@ template <class C, class T> bool backward_range(const MsdaProblem& p, int64_t be
 
 // grad_logits = probs * (grad_weights - <probs, grad_weights>), in place.
 template <class C> void softmax_backward(const C* logits, int64_t count, C* probs, C* grad) {
-  softmax(logits, count, probs);
+  memcpy(probs, logits, count * sizeof(C));
+  softmax_rows(1, count, probs);
   C mean = 0;
   for (int64_t i = 0; i < count; ++i) mean += probs[i] * grad[i];
   for (int64_t i = 0; i < count; ++i) grad[i] = probs[i] * (grad[i] - mean);
@@ -494,9 +566,8 @@ template <class C> void softmax_backward(const C* logits, int64_t count, C* prob
 // Per (query, head, level): pixel gradients to offset gradients in place, and their share of
 // the gradient of the reference.
 template <class C>
-void finish_level(const MsdaProblem& p, const Affine<C>& to, int64_t level, const C* offsets,
+void finish_level(const MsdaProblem& p, const Affine<C>& to, C width, C height, const C* offsets,
                   C* grad_samples, C* grad_reference) {
-  const C height = C(p.level_sizes_hw[2 * level]), width = C(p.level_sizes_hw[2 * level + 1]);
   const C half_over_points = C(0.5) / C(p.num_points);
   for (int64_t i = 0; i < p.num_points; ++i) {
     const C grad_x = grad_samples[2 * i], grad_y = grad_samples[2 * i + 1];
@@ -525,7 +596,8 @@ template <class C> bool finish_range(const MsdaProblem& p, int64_t begin, int64_
                        static_cast<C*>(p.grad_weights) + first);
       for (int64_t level = 0; level < p.num_levels; ++level) {
         const int64_t at = 2 * (first + level * p.num_points);
-        finish_level(p, affine_of<C>(p, query_row, level), level,
+        const C height = C(p.level_sizes_hw[2 * level]), width = C(p.level_sizes_hw[2 * level + 1]);
+        finish_level(p, affine_of<C>(p, query_row, level, width, height), width, height,
                      static_cast<const C*>(p.samples) + at, static_cast<C*>(p.grad_samples) + at,
                      grad_reference + level * coordinates);
       }
