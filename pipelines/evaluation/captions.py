@@ -5,8 +5,11 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from pipelines.evaluation.ptb import ptb_sentences
+
+KeyT = TypeVar("KeyT", int, str)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +23,12 @@ class CaptionScores:
     rouge_l: float
     cider: float
     meteor: float | None
-    cider_per_image: Mapping[int | str, float]
+    cider_per_image: Mapping[Any, float]
 
 
 def score_captions(
-    references: Mapping[int | str, Sequence[str]],
-    hypotheses: Mapping[int | str, str],
+    references: Mapping[KeyT, Sequence[str]],
+    hypotheses: Mapping[KeyT, str],
     *,
     with_java: bool = False,
 ) -> CaptionScores:
@@ -56,7 +59,7 @@ def score_captions(
 
 
 def _score_sentences(
-    truth: dict[int | str, list[str]], results: dict[int | str, list[str]], *, with_meteor: bool
+    truth: dict[KeyT, list[str]], results: dict[KeyT, list[str]], *, with_meteor: bool
 ) -> CaptionScores:
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -77,14 +80,14 @@ def _score_sentences(
     )
 
 
-def _meteor(truth: dict[int | str, list[str]], results: dict[int | str, list[str]]) -> float:
+def _meteor(truth: dict[KeyT, list[str]], results: dict[KeyT, list[str]]) -> float:
     from pycocoevalcap.meteor.meteor import Meteor
 
     score, _ = Meteor().compute_score(truth, results)
     return float(score)
 
 
-def _java_sentences(captions: dict[int | str, list[str]]) -> dict[int | str, list[str]]:
+def _java_sentences(captions: dict[KeyT, list[str]]) -> dict[KeyT, list[str]]:
     if shutil.which("java") is None:
         raise RuntimeError(
             "score_captions: with_java needs a Java runtime; found no `java` on the path. "

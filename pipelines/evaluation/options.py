@@ -1,0 +1,49 @@
+"""What a model sees of an image and how its answers are cut, as part of every protocol."""
+
+from dataclasses import dataclass
+
+from pipelines.config import RunConfig
+from pipelines.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Sizes, thresholds and limits of an evaluation.
+
+    size_hw: images are fitted into it, keeping their shape. batch_size: images of one size
+    together. object_threshold, overlap_threshold: of panoptic segments. retrieval_pool: recall is
+    taken over disjoint sets of this many images. with_controls: also score with texts exchanged,
+    which doubles the work for phrases. with_java: METEOR and Stanford's tokenizer.
+    """
+
+    size_hw: tuple[int, int]
+    batch_size: int = 8
+    object_threshold: float = 0.4
+    overlap_threshold: float = 0.8
+    max_instances: int = 100
+    max_caption_tokens: int = 40
+    templates: tuple[str, ...] = ("{}.",)
+    retrieval_pool: int = 100
+    with_controls: bool = True
+    with_java: bool = False
+    max_images: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.size_hw) < 1 or self.batch_size < 1 or self.retrieval_pool < 1:
+            raise ConfigError(
+                "evaluation: size_hw, batch_size and retrieval_pool must be positive; got "
+                f"{self.size_hw}, {self.batch_size} and {self.retrieval_pool}."
+            )
+        if not (0 <= self.object_threshold < 1 and 0 <= self.overlap_threshold < 1):
+            raise ConfigError(
+                "evaluation: object_threshold and overlap_threshold must be in [0, 1); got "
+                f"{self.object_threshold} and {self.overlap_threshold}."
+            )
+
+
+def options_of_run(config: RunConfig) -> EvaluationOptions:
+    """The options that fit what a run was trained on: the size of its segmentation images."""
+    return EvaluationOptions(
+        size_hw=config.data.segmentation.size_hw,
+        max_images=config.evaluation.max_images,
+    )
