@@ -25,15 +25,15 @@ static void backward_sparse_row(const BackwardArgs& args, const int32_t* keys, i
   load_row(grad_out, grad_out_row, dim, 1.0f);
   load_row(out, args.out + flat_row * dim, dim, 1.0f);
   Vec product = out[0] * grad_out[0];
-  for (int d = 1; d < NV; ++d) product += out[d] * grad_out[d];
+  for (int d = 1; d < NV; ++d) product = fma(out[d], grad_out[d], product);
   const Vec delta = splat(reduce_add(product));
   const Vec lse = splat(args.lse[flat_row]);
   Vec grad_q[NV] = {};
   alignas(64) float p[kLanes], ds[kLanes];
   for (int64_t j = 0; j < count; j += kLanes) {
-    const Vec weight = exp2_vec(dot_16(q, head.k, keys + j) - lse);
+    const Vec weight = exp2_vec(dot_listed(q, head.k, keys + j) - lse);
     store(p, weight);
-    store(ds, weight * (dot_16(grad_out, head.v, keys + j) - delta) * splat(kLn2));
+    store(ds, weight * (dot_listed(grad_out, head.v, keys + j) - delta) * splat(kLn2));
     const int64_t in_chunk = std::min(kLanes, count - j);
     for (int64_t i = 0; i < in_chunk; ++i) {
       const int64_t key = keys[j + i];
@@ -42,9 +42,9 @@ static void backward_sparse_row(const BackwardArgs& args, const int32_t* keys, i
       float* grad_v = head.grad_v + key * NV * kLanes;
       const Vec p_i = splat(p[i]), ds_i = splat(ds[i]);
       for (int d = 0; d < NV; ++d) {
-        grad_q[d] += ds_i * load(k_row + d * kLanes);
-        store(grad_k + d * kLanes, load(grad_k + d * kLanes) + ds_i * q[d]);
-        store(grad_v + d * kLanes, load(grad_v + d * kLanes) + p_i * grad_out[d]);
+        grad_q[d] = fma(ds_i, load(k_row + d * kLanes), grad_q[d]);
+        store(grad_k + d * kLanes, fma(ds_i, q[d], load(grad_k + d * kLanes)));
+        store(grad_v + d * kLanes, fma(p_i, grad_out[d], load(grad_v + d * kLanes)));
       }
     }
   }
@@ -75,7 +75,7 @@ static void start_gradient_group(DenseGradientGroup<NV>& group, const BackwardAr
     Vec product = {};
     for (int d = 0; d < NV; ++d) {
       store(group.grad_out + (r * NV + d) * kLanes, grad_out[d]);
-      product += out[d] * grad_out[d];
+      product = fma(out[d], grad_out[d], product);
     }
     group.delta[r] = reduce_add(product);
     group.lse[r] = args.lse[flat_row];
@@ -87,8 +87,8 @@ template <int NV>
 XATTN_INLINE void gradient_tile(const DenseGradientGroup<NV>& group, int r, uint64_t visible,
                                 float* scores, float* grad_p) {
   const Vec lse = splat(group.lse[r]), delta = splat(group.delta[r]);
-  for (int j = 0; j < kTileKeys / kLanes; ++j) {
-    const IVec is_visible = expand_mask(visible >> (j * kLanes) & 0xffff);
+  for (int j = 0; j < kTileVecs; ++j) {
+    const IVec is_visible = expand_mask(visible >> (j * kLanes));
     Vec p = exp2_vec(load(scores + j * kLanes) - lse);
     Vec ds = p * (load(grad_p + j * kLanes) - delta) * splat(kLn2);
     store(scores + j * kLanes, is_visible ? p : Vec{});
@@ -188,9 +188,9 @@ static void backward_head_dim(const BackwardArgs& args, const RowPlan& plan, int
 }
 
 static void backward_head(const BackwardArgs& args, const RowPlan& plan, int64_t b, int64_t n) {
-  const int64_t vectors = (args.shape.dim + kLanes - 1) / kLanes;
-  if (vectors == 1) return backward_head_dim<1>(args, plan, b, n);
-  if (vectors == 2) return backward_head_dim<2>(args, plan, b, n);
-  if (vectors <= 4) return backward_head_dim<4>(args, plan, b, n);
-  return backward_head_dim<8>(args, plan, b, n);
+  const int64_t dim = args.shape.dim;
+  if (dim <= 16) return backward_head_dim<16 / kLanes>(args, plan, b, n);
+  if (dim <= 32) return backward_head_dim<32 / kLanes>(args, plan, b, n);
+  if (dim <= 64) return backward_head_dim<64 / kLanes>(args, plan, b, n);
+  return backward_head_dim<128 / kLanes>(args, plan, b, n);
 }

@@ -41,21 +41,17 @@ XATTN_INLINE void store_row(float* target, const Vec (&source)[NV], int64_t dim)
   std::memcpy(target, padded, dim * sizeof(float));
 }
 
-// dot products of one vector with 16 listed rows
+// dot products of one vector with kLanes listed rows
 template <int NV>
-XATTN_INLINE Vec dot_16(const Vec (&vector)[NV], HeadRows rows, const int32_t* keys) {
+XATTN_INLINE Vec dot_listed(const Vec (&vector)[NV], HeadRows rows, const int32_t* keys) {
   Vec sums[kLanes];
   for (int j = 0; j < kLanes; ++j) {
     const float* row = rows.row(keys[j]);
     Vec sum = vector[0] * load(row);
-    for (int i = 1; i < NV; ++i) sum += vector[i] * load(row + i * kLanes);
+    for (int i = 1; i < NV; ++i) sum = fma(vector[i], load(row + i * kLanes), sum);
     sums[j] = sum;
   }
   return sum_rows(sums);
-}
-
-XATTN_INLINE IVec lanes_below(int64_t count) {
-  return expand_mask(count >= kLanes ? 0xffffu : (1u << count) - 1);
 }
 
 template <int NV>
@@ -67,7 +63,7 @@ static void forward_sparse_row(const ForwardArgs& args, const int32_t* keys, int
   const Vec hidden = splat(-INFINITY);
   Vec highest = splat(kLowestScore);
   for (int64_t j = 0; j < count; j += kLanes) {
-    Vec s = dot_16(q, k, keys + j);
+    Vec s = dot_listed(q, k, keys + j);
     s = lanes_below(count - j) ? s : hidden;
     highest = vmax(s, highest);
     store(scores + j, s);
@@ -83,7 +79,7 @@ static void forward_sparse_row(const ForwardArgs& args, const int32_t* keys, int
     for (int64_t i = 0; i < in_chunk; ++i) {
       const float* row = v.row(keys[j + i]);
       const Vec weight = splat(scores[j + i]);
-      for (int d = 0; d < NV; ++d) acc[d] += weight * load(row + d * kLanes);
+      for (int d = 0; d < NV; ++d) acc[d] = fma(weight, load(row + d * kLanes), acc[d]);
     }
   }
   const float total = reduce_add(sum);
@@ -108,7 +104,7 @@ XATTN_INLINE void transpose_tile(HeadRows rows, int64_t first_key, int64_t count
 // result[4][64] = vectors[4][NV*16] x tile[NV*16][64]
 template <int NV>
 XATTN_INLINE void tile_product(const float* vectors, const float* tile, float* result) {
-  for (int strip = 0; strip < kTileKeys / kLanes; strip += kStrip) {
+  for (int strip = 0; strip < kTileVecs; strip += kStrip) {
     Vec acc[kTileRows][kStrip] = {};
     const float* column = tile + strip * kLanes;
     for (int64_t d = 0; d < NV * kLanes; ++d) {
@@ -116,7 +112,7 @@ XATTN_INLINE void tile_product(const float* vectors, const float* tile, float* r
       for (int j = 0; j < kStrip; ++j) keys[j] = load(column + d * kTileKeys + j * kLanes);
       for (int r = 0; r < kTileRows; ++r) {
         const Vec weight = splat(vectors[r * NV * kLanes + d]);
-        for (int j = 0; j < kStrip; ++j) acc[r][j] += weight * keys[j];
+        for (int j = 0; j < kStrip; ++j) acc[r][j] = fma(weight, keys[j], acc[r][j]);
       }
     }
     for (int r = 0; r < kTileRows; ++r)
@@ -129,35 +125,44 @@ XATTN_INLINE void tile_product(const float* vectors, const float* tile, float* r
 template <int NV>
 XATTN_INLINE void tile_accumulate(const float* weights, HeadRows rows, int64_t first_key,
                                   int64_t count, float* acc_rows) {
-  Vec acc[kTileRows][NV];
-  for (int r = 0; r < kTileRows; ++r)
-    for (int d = 0; d < NV; ++d) acc[r][d] = load(acc_rows + (r * NV + d) * kLanes);
-  for (int64_t j = 0; j < count; ++j) {
-    const float* row = rows.row(first_key + j);
-    Vec value[NV];
-    for (int d = 0; d < NV; ++d) value[d] = load(row + d * kLanes);
-    for (int r = 0; r < kTileRows; ++r) {
-      const Vec weight = splat(weights[r * kTileKeys + j]);
-      for (int d = 0; d < NV; ++d) acc[r][d] += weight * value[d];
+  constexpr int kWidth = NV < kStrip ? NV : kStrip;
+  for (int first = 0; first < NV; first += kWidth) {
+    Vec acc[kTileRows][kWidth];
+    float* target = acc_rows + first * kLanes;
+    for (int r = 0; r < kTileRows; ++r)
+      for (int d = 0; d < kWidth; ++d) acc[r][d] = load(target + (r * NV + d) * kLanes);
+    for (int64_t j = 0; j < count; ++j) {
+      const float* row = rows.row(first_key + j) + first * kLanes;
+      Vec value[kWidth];
+      for (int d = 0; d < kWidth; ++d) value[d] = load(row + d * kLanes);
+      for (int r = 0; r < kTileRows; ++r) {
+        const Vec weight = splat(weights[r * kTileKeys + j]);
+        for (int d = 0; d < kWidth; ++d) acc[r][d] = fma(weight, value[d], acc[r][d]);
+      }
     }
+    for (int r = 0; r < kTileRows; ++r)
+      for (int d = 0; d < kWidth; ++d) store(target + (r * NV + d) * kLanes, acc[r][d]);
   }
-  for (int r = 0; r < kTileRows; ++r)
-    for (int d = 0; d < NV; ++d) store(acc_rows + (r * NV + d) * kLanes, acc[r][d]);
 }
 
 // target[64 rows] += weights[4][64]^T x vectors[4][NV*16]; target rows are contiguous
 template <int NV>
 XATTN_INLINE void tile_scatter(const float* weights, const float* vectors, int64_t count,
                                float* target) {
-  Vec rows[kTileRows][NV];
-  for (int r = 0; r < kTileRows; ++r)
-    for (int d = 0; d < NV; ++d) rows[r][d] = load(vectors + (r * NV + d) * kLanes);
-  for (int64_t j = 0; j < count; ++j) {
-    float* row = target + j * NV * kLanes;
-    for (int d = 0; d < NV; ++d) {
-      Vec acc = load(row + d * kLanes);
-      for (int r = 0; r < kTileRows; ++r) acc += splat(weights[r * kTileKeys + j]) * rows[r][d];
-      store(row + d * kLanes, acc);
+  constexpr int kWidth = NV < kStrip ? NV : kStrip;
+  for (int first = 0; first < NV; first += kWidth) {
+    Vec rows[kTileRows][kWidth];
+    for (int r = 0; r < kTileRows; ++r)
+      for (int d = 0; d < kWidth; ++d)
+        rows[r][d] = load(vectors + (r * NV + first + d) * kLanes);
+    for (int64_t j = 0; j < count; ++j) {
+      float* row = target + (j * NV + first) * kLanes;
+      for (int d = 0; d < kWidth; ++d) {
+        Vec acc = load(row + d * kLanes);
+        for (int r = 0; r < kTileRows; ++r)
+          acc = fma(splat(weights[r * kTileKeys + j]), rows[r][d], acc);
+        store(row + d * kLanes, acc);
+      }
     }
   }
 }
@@ -218,13 +223,12 @@ XATTN_INLINE bool group_bits(const DenseGroup<NV>& group, int64_t words, int64_t
 
 template <int NV>
 XATTN_INLINE void softmax_tile(DenseGroup<NV>& group, int r, uint64_t visible, float* scores) {
-  constexpr int kVecs = kTileKeys / kLanes;
   const Vec hidden = splat(-INFINITY);
-  Vec s[kVecs];
+  Vec s[kTileVecs];
   Vec highest = hidden;
-  for (int j = 0; j < kVecs; ++j) {
+  for (int j = 0; j < kTileVecs; ++j) {
     s[j] = load(scores + j * kLanes);
-    if (visible != ~0ull) s[j] = expand_mask(visible >> (j * kLanes) & 0xffff) ? s[j] : hidden;
+    if (visible != ~0ull) s[j] = expand_mask(visible >> (j * kLanes)) ? s[j] : hidden;
     highest = vmax(s[j], highest);
   }
   const float tile_top = reduce_max(highest);
@@ -239,7 +243,7 @@ XATTN_INLINE void softmax_tile(DenseGroup<NV>& group, int r, uint64_t visible, f
     }
   }
   const Vec top = splat(group.top[r]);
-  for (int j = 0; j < kVecs; ++j) {
+  for (int j = 0; j < kTileVecs; ++j) {
     const Vec p = exp2_vec(s[j] - top);
     sum += p;
     store(scores + j * kLanes, p);
@@ -295,7 +299,7 @@ static void forward_head_dim(const ForwardArgs& args, const RowPlan& plan, int64
                                         plan.num_listed, k_buffer);
   const HeadRows v = compact_rows<NV>(args.v, b, n, shape.keys, shape.dim,
                                         plan.num_listed, v_buffer);
-  scores.resize(shape.keys + kLanes);
+  scores.resize(shape.keys + kListMultiple);
   const int64_t head = b * shape.heads + n;
   for (int64_t i = 0; i < plan.num_sparse; ++i) {
     const int64_t row = plan.sparse_rows[i];
@@ -309,9 +313,9 @@ static void forward_head_dim(const ForwardArgs& args, const RowPlan& plan, int64
 }
 
 static void forward_head(const ForwardArgs& args, const RowPlan& plan, int64_t b, int64_t n) {
-  const int64_t vectors = (args.shape.dim + kLanes - 1) / kLanes;
-  if (vectors == 1) return forward_head_dim<1>(args, plan, b, n);
-  if (vectors == 2) return forward_head_dim<2>(args, plan, b, n);
-  if (vectors <= 4) return forward_head_dim<4>(args, plan, b, n);
-  return forward_head_dim<8>(args, plan, b, n);
+  const int64_t dim = args.shape.dim;
+  if (dim <= 16) return forward_head_dim<16 / kLanes>(args, plan, b, n);
+  if (dim <= 32) return forward_head_dim<32 / kLanes>(args, plan, b, n);
+  if (dim <= 64) return forward_head_dim<64 / kLanes>(args, plan, b, n);
+  return forward_head_dim<128 / kLanes>(args, plan, b, n);
 }

@@ -72,7 +72,8 @@ struct KernelTable {
   void (*backward_head)(const BackwardArgs&, const RowPlan&, int64_t b, int64_t n);
 };
 
-constexpr int64_t kLanes = 16;
+// lists of keys are padded to whole vectors of any instruction set
+constexpr int64_t kListMultiple = 16;
 constexpr int64_t kTileRows = 4;
 constexpr int64_t kTileKeys = 64;
 constexpr int64_t kWordBits = 32;

@@ -4,7 +4,7 @@
 // [C, 64] of the panel, zeros past the last key
 XATTN_INLINE const float* pack_panel(const MaskBitsArgs& args, int64_t b, int64_t first_key) {
   thread_local std::vector<float> buffer;
-  buffer.resize(args.channels * kTileKeys + kLanes);
+  buffer.resize(args.channels * kTileKeys + kListMultiple);
   const int64_t count = std::min(kTileKeys, args.keys - first_key);
   const float* source = args.features + b * args.features_stride_b + first_key;
   float* panel = aligned(buffer.data());
@@ -16,7 +16,7 @@ XATTN_INLINE const float* pack_panel(const MaskBitsArgs& args, int64_t b, int64_
   return panel;
 }
 
-// signs of 4 rows against kStrip * 16 keys: words[row] gets kStrip * 16 bits at `shift`
+// signs of 4 rows against kStrip vectors of keys, put into words[row] from bit `shift` on
 XATTN_INLINE void strip_signs(const float* const* embed, const float* panel, int64_t channels,
                               uint64_t* words, int shift) {
   Vec acc[kTileRows][kStrip] = {};
@@ -25,13 +25,13 @@ XATTN_INLINE void strip_signs(const float* const* embed, const float* panel, int
     for (int j = 0; j < kStrip; ++j) keys[j] = load(panel + c * kTileKeys + j * kLanes);
     for (int r = 0; r < kTileRows; ++r) {
       const Vec weight = splat(embed[r][c]);
-      for (int j = 0; j < kStrip; ++j) acc[r][j] += weight * keys[j];
+      for (int j = 0; j < kStrip; ++j) acc[r][j] = fma(weight, keys[j], acc[r][j]);
     }
   }
   for (int r = 0; r < kTileRows; ++r) {
     for (int j = 0; j < kStrip; ++j) {
       const uint64_t is_negative = lane_mask(acc[r][j] < Vec{});
-      words[r] |= (~is_negative & 0xffffull) << (shift + j * kLanes);
+      words[r] |= (~is_negative & uint64_t{kAllLanes}) << (shift + j * kLanes);
     }
   }
 }
@@ -52,7 +52,7 @@ static void mask_bits_panel(const MaskBitsArgs& args, int64_t b, int64_t panel_i
       const float* rows[kTileRows];
       for (int64_t r = 0; r < kTileRows; ++r)
         rows[r] = embed + std::min(first_row + r, args.rows - 1) * args.embed_stride_r;
-      for (int strip = 0; strip < kTileKeys / kLanes; strip += kStrip)
+      for (int strip = 0; strip < kTileVecs; strip += kStrip)
         strip_signs(rows, panel + strip * kLanes, args.channels, words, strip * kLanes);
     }
     uint64_t any = 0;

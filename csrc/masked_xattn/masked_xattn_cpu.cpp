@@ -5,10 +5,16 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 #include <vector>
 
-// the 64-byte vectors never cross a function that is not inlined
+// vectors never cross a function that is not inlined
 #pragma GCC diagnostic ignored "-Wpsabi"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define XATTN_HAS_X86_TARGETS 1
+#include <immintrin.h>
+#endif
 
 namespace masked_xattn {
 namespace {
@@ -28,22 +34,25 @@ inline float* aligned(float* p) {
   return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63});
 }
 
+#define XATTN_FMA(x, y, sum) ((x) * (y) + (sum))
 namespace portable {
-constexpr int kStrip = 1;
+constexpr int64_t kLanes = 4;
+constexpr int kStrip = 2;
 #include "simd.h"
 #include "mask_bits_impl.h"
 #include "attention_impl.h"
 #include "attention_backward_impl.h"
 }  // namespace portable
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define XATTN_HAS_X86_TARGETS 1
+#ifdef XATTN_HAS_X86_TARGETS
 #undef XATTN_INLINE
-#undef XATTN_HALVE
+#undef XATTN_FMA
+#define XATTN_FMA(x, y, sum) _mm256_fmadd_ps(x, y, sum)
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 namespace avx2 {
-constexpr int kStrip = 1;
+constexpr int64_t kLanes = 8;
+constexpr int kStrip = 2;
 #include "simd.h"
 #include "mask_bits_impl.h"
 #include "attention_impl.h"
@@ -52,10 +61,12 @@ constexpr int kStrip = 1;
 #pragma GCC pop_options
 
 #undef XATTN_INLINE
-#undef XATTN_HALVE
+#undef XATTN_FMA
+#define XATTN_FMA(x, y, sum) _mm512_fmadd_ps(x, y, sum)
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
 namespace avx512 {
+constexpr int64_t kLanes = 16;
 constexpr int kStrip = 4;
 #include "simd.h"
 #include "mask_bits_impl.h"
@@ -129,7 +140,7 @@ void BatchPlan::add_image(const AttentionShape& shape, const int32_t* bits, cons
     list_starts_.push_back(count);
     append_keys(list_keys_, words, shape.words);
     // kernels read whole vectors of keys; key 0 always exists
-    while (list_keys_.size() % kLanes != 0) list_keys_.push_back(0);
+    while (list_keys_.size() % kListMultiple != 0) list_keys_.push_back(0);
   }
   num_listed_.push_back(static_cast<int64_t>(list_keys_.size()) - first_listed);
 }
