@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sources = parser.add_subparsers(required=True, metavar="SOURCE")
     _add_scenes(sources.add_parser("scenes", help="make procedural scenes", allow_abbrev=False))
+    _add_coco(sources.add_parser("coco", help="pack a COCO-format folder", allow_abbrev=False))
     return parser
 
 
@@ -84,6 +85,36 @@ def _run_scenes(options: argparse.Namespace) -> None:
     print(f"{options.out}: {request.counts()}")
 
 
+def _add_coco(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, required=True, help="COCO-format folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of shards to make")
+    parser.add_argument(
+        "--split", nargs="+", default=["train"], metavar="SPLIT", help="splits to pack"
+    )
+    parser.add_argument("--refs", default=None, metavar="NAME", help="which refs(NAME).p to use")
+    parser.add_argument("--shard-mb", type=float, default=32.0, help="MiB of images in a shard")
+    _add_workers(parser)
+    parser.set_defaults(run=_run_coco)
+
+
+def _run_coco(options: argparse.Namespace) -> None:
+    from pipelines.data.packing import pack_coco
+
+    with _progress("samples", None) as (progress, task):
+        manifest = pack_coco(
+            options.root,
+            options.out,
+            options.split,
+            refs_name=options.refs,
+            shard_bytes=int(options.shard_mb * 2**20),
+            num_workers=options.workers,
+            on_total=lambda total: progress.update(task, total=total),
+            on_samples=lambda count: progress.advance(task, count),
+        )
+    for name, split in manifest.splits.items():
+        print(f"{options.out} {name}: {len(split.shards)} shards, {split.counts}")
+
+
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes"
@@ -107,7 +138,7 @@ class _Rate(TextColumn):
 
 
 @contextmanager
-def _progress(name: str, total: int) -> Iterator[tuple[Progress, TaskID]]:
+def _progress(name: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
     columns = (
         TextColumn(name),
         BarColumn(),

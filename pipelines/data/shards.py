@@ -1,0 +1,219 @@
+"""The shard format: tar files that webdataset reads, an index of every sample, a manifest.
+
+    OUT/manifest.json               vocabulary, source, and per split: counts, shards, checksums
+    OUT/train-000000.tar            KEY.jpg [KEY.panoptic.png] KEY.json, sample after sample
+    OUT/train.index.npy             one row per sample, in shard order
+
+    train-000000.tar
+    |<-- row 0: offset, num_bytes -->|<-- row 1 ------------->|
+    | hdr jpg | hdr png | hdr json   | hdr jpg | hdr json     | ... end blocks
+                                     ^ offset of row 1
+
+The members of a sample lie side by side, so one read of `num_bytes` at `offset` fetches it, and any
+process can fetch any sample: the order of training is a pure function of seed and epoch, resuming
+is O(1), and neither world size nor worker count touches it. A plain sequential tar stream can do
+none of this. The tars stay ordinary webdataset shards, readable without the index. Every row also
+has a checksum of its bytes, because a damaged header otherwise ends a tar silently.
+"""
+
+import hashlib
+import io
+import json
+import os
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+from webdataset.tariterators import tar_file_iterator
+
+from pipelines.errors import DataError
+
+FORMAT = "generalized-decoder-shards"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+# num_segments is -1 where an image has no panoptic annotation at all
+_INDEX_FIELDS = (
+    ("shard", "<i4"),
+    ("offset", "<i8"),
+    ("num_bytes", "<i4"),
+    ("crc32", "<u4"),
+    ("num_segments", "<i2"),
+    ("num_instances", "<i2"),
+    ("num_captions", "<i2"),
+    ("num_sentences", "<i2"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One tar file."""
+
+    file: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInfo:
+    """One split: its shards in index order, and how much of each annotation kind it has."""
+
+    num_samples: int
+    index: str
+    index_sha256: str
+    counts: dict[str, int]
+    class_histogram: dict[str, int]
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of shards holds; class ids in the samples index `names`."""
+
+    names: tuple[str, ...]
+    is_thing: tuple[bool, ...]
+    source: dict[str, Any]
+    splits: dict[str, SplitInfo]
+
+    def split(self, folder: Path, name: str) -> SplitInfo:
+        """One split of the folder.
+
+        Raises:
+            DataError: there is none of that name.
+        """
+        if name not in self.splits:
+            raise DataError(f"{folder}: split must be one of {list(self.splits)}; got {name!r}.")
+        return self.splits[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawSample:
+    """The members of one sample, undecoded, and where they came from."""
+
+    shard: str
+    key: str
+    members: dict[str, bytes]
+
+    def member(self, extension: str) -> bytes:
+        """The bytes of `KEY.<extension>`.
+
+        Raises:
+            DataError: the sample has no such member.
+        """
+        if extension not in self.members:
+            raise DataError(
+                f"{self.shard}: sample {self.key} must hold {self.key}.{extension}; "
+                f"it holds {sorted(self.members)}."
+            )
+        return self.members[extension]
+
+
+def index_dtype(key_length: int) -> np.dtype:
+    """Row type of an index whose keys have at most this many characters."""
+    return np.dtype([*_INDEX_FIELDS, ("key", f"S{max(1, key_length)}")])
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json`, the last file of a folder of shards."""
+    document = {"format": FORMAT, "version": FORMAT_VERSION, **asdict(manifest)}
+    text = json.dumps(document, indent=1)
+    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder of shards.
+
+    Raises:
+        DataError: it is missing, unreadable, or of another format.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        raise DataError(
+            f"{path}: shards need a manifest; found none. Make them with "
+            f"`python -m pipelines.prepare coco --root ROOT --out {folder}`."
+        )
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = (document.pop("format"), document.pop("version"))
+        if found != (FORMAT, FORMAT_VERSION):
+            raise DataError(
+                f"{path}: must be {FORMAT} version {FORMAT_VERSION}; got {found}. Prepare again."
+            )
+        return Manifest(
+            names=tuple(document["names"]),
+            is_thing=tuple(document["is_thing"]),
+            source=document["source"],
+            splits={name: _split_info(split) for name, split in document["splits"].items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a readable manifest ({error!r}). Prepare again.") from error
+
+
+def _split_info(document: dict[str, Any]) -> SplitInfo:
+    shards = tuple(ShardInfo(**shard) for shard in document["shards"])
+    return SplitInfo(**{**document, "shards": shards})
+
+
+def read_index(folder: Path, split: SplitInfo) -> ndarray:
+    """The index rows of a split, mapped from disk.
+
+    Raises:
+        DataError: the file is missing or does not fit the manifest.
+    """
+    path = folder / split.index
+    try:
+        index = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: not a readable index ({error}). Prepare again.") from error
+    if index.dtype.names is None or index.dtype.names != index_dtype(1).names:
+        raise DataError(f"{path}: index columns must be {index_dtype(1).names}; prepare again.")
+    if len(index) != split.num_samples:
+        raise DataError(
+            f"{path}: must have {split.num_samples} rows as the manifest says; got {len(index)}."
+        )
+    return index
+
+
+def read_sample(folder: Path, shard: ShardInfo, row: np.void) -> RawSample:
+    """One sample, by one read, its bytes checked.
+
+    Raises:
+        DataError: the shard is missing or short, or the bytes are not those that were written.
+    """
+    path = folder / shard.file
+    key = row["key"].decode("utf-8")
+    blob = _read_range(path, int(row["offset"]), int(row["num_bytes"]))
+    if len(blob) != row["num_bytes"] or zlib.crc32(blob) != row["crc32"]:
+        raise DataError(
+            f"{path}: sample {key} is damaged ({len(blob)} of {row['num_bytes']} bytes read, "
+            "checksum differs). Copy the shard again, or prepare again."
+        )
+    members = {}
+    for member in tar_file_iterator(io.BytesIO(blob)):
+        prefix, _, extension = member["fname"].partition(".")
+        if prefix != key:
+            raise DataError(f"{path}: sample {key} is not at its place; found {member['fname']}.")
+        members[extension] = member["data"]
+    return RawSample(shard=str(path), key=key, members=members)
+
+
+def _read_range(path: Path, offset: int, num_bytes: int) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{path}: the shard cannot be opened ({error.strerror}).") from error
+    try:
+        return os.pread(descriptor, num_bytes, offset)
+    finally:
+        os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """Checksum of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
