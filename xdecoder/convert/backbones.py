@@ -6,19 +6,40 @@ Source: the state dicts of facebookresearch/Mask2Former, IDEA-Research/OpenSeeD 
 
 from xdecoder.convert.rules import Rule
 
-# patch merging ends a stage there and begins the next one here
+_SWIN_BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
+
 SWIN = (
-    Rule(r"(patch_embed\.(?:proj|norm)\.\w+)", r"\1"),
+    Rule(r"patch_embed\.proj\.(\w+)", r"embeddings.0.conv.\1"),
+    Rule(r"patch_embed\.norm\.(\w+)", r"embeddings.0.norm.\1"),
+    *(
+        rule
+        for i in range(3)
+        for rule in (
+            Rule(rf"layers\.{i}\.downsample\.norm\.(\w+)", rf"embeddings.{i + 1}.norm.\1"),
+            Rule(
+                rf"layers\.{i}\.downsample\.reduction\.weight",
+                f"embeddings.{i + 1}.projection.weight",
+            ),
+        )
+    ),
+    Rule(_SWIN_BLOCK + r"(norm[12]\.\w+)", r"stages.\1.blocks.\2.\3"),
+    Rule(_SWIN_BLOCK + r"attn\.qkv\.(\w+)", r"stages.\1.blocks.\2.attention.qkv.\3"),
     Rule(
-        r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_index",
-        "derived: the window size",
+        _SWIN_BLOCK + r"attn\.proj\.(\w+)",
+        r"stages.\1.blocks.\2.attention.output_projection.\3",
+    ),
+    Rule(
+        _SWIN_BLOCK + r"attn\.relative_position_bias_table",
+        r"stages.\1.blocks.\2.attention.offset_bias",
+    ),
+    Rule(
+        _SWIN_BLOCK + r"attn\.relative_position_index",
+        "derived: offsets between the places of a window",
         "drop",
     ),
-    Rule(r"layers\.(\d+)\.(blocks\.\d+\.(?:norm[12]|attn|mlp)\..+)", r"stages.\1.\2"),
-    Rule(r"layers\.0\.(downsample\..+)", r"stages.1.\1"),
-    Rule(r"layers\.1\.(downsample\..+)", r"stages.2.\1"),
-    Rule(r"layers\.2\.(downsample\..+)", r"stages.3.\1"),
-    Rule(r"norm(\d)\.(\w+)", r"out_norms.\1.\2"),
+    Rule(_SWIN_BLOCK + r"mlp\.fc1\.(\w+)", r"stages.\1.blocks.\2.mlp.0.\3"),
+    Rule(_SWIN_BLOCK + r"mlp\.fc2\.(\w+)", r"stages.\1.blocks.\2.mlp.2.\3"),
+    Rule(r"norm(\d)\.(\w+)", r"norms.\1.\2"),
 )
 
 RESNET = (
