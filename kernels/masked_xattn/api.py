@@ -11,10 +11,14 @@ import torch
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
-from kernels.masked_xattn import reference
+from kernels._checks import check_dtype, check_same_device, check_shape
+from kernels._extension import CPU_LIBRARY
+from kernels._select import Candidate, choose_backend
+from kernels.masked_xattn import reference, register
 
 ResizeMode = Literal["bilinear", "bicubic_antialias"]
-BACKENDS = ("reference", "sdpa")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MAX_HEAD_DIM = 128
 
 
 class MaskBits(NamedTuple):
@@ -81,17 +85,35 @@ def mask_bits(
     features: Float[Tensor, "b c *spatial"],
     *,
     num_unmasked_rows: int = 0,
+    backend: str | None = None,
 ) -> MaskBits:
     """Return the packed mask of mask_embed x features; 1 where the logit is not negative.
 
     features: [B, C, h, w] or [B, C, K] at attention resolution (`resize_mask_features`).
     num_unmasked_rows: rows added after the masked ones that may attend to every key.
+    backend: "cpu", "triton" or "reference"; None takes the fastest that can run.
     The result carries no gradient. A NaN logit counts as visible, as sigmoid(x) < 0.5 has it.
 
-    Raises: ValueError for shapes that do not fit.
+    Raises:
+        ValueError: shapes that do not fit, or an unknown backend.
+        TypeError: a dtype that is not floating.
+        BackendUnavailable: the backend asked for cannot run this call.
     """
     keys = _flat_keys(mask_embed, features, num_unmasked_rows)  # [B, C, K]
-    packed = reference.mask_bits_reference(mask_embed, keys, num_unmasked_rows)
+    dtype = torch.promote_types(mask_embed.dtype, keys.dtype)
+    candidates = _candidates(mask_embed.device, dtype, head_dim=1)
+    has_bits = [candidate for candidate in candidates if candidate.name != "sdpa"]
+    chosen = choose_backend("mask_bits", has_bits, backend)
+    if chosen == "cpu":
+        dtype = torch.float32
+    mask_embed, keys = mask_embed.to(dtype), keys.to(dtype)
+    packed: tuple[Tensor, Tensor, Tensor]
+    if chosen in ("cpu", "triton"):
+        packed = torch.ops.xdecoder.mask_bits(
+            _unit_stride(mask_embed), _unit_stride(keys), num_unmasked_rows
+        )
+    else:
+        packed = reference.mask_bits_reference(mask_embed, keys, num_unmasked_rows)
     return MaskBits(*packed, keys.shape[-1])
 
 
@@ -133,29 +155,67 @@ def masked_cross_attention(
 ) -> Float[Tensor, "b n q d"]:
     """Return attention of each query over the keys its bits show, scaled by D ** -0.5.
 
-    A row with row_any == False attends everywhere. Differentiable in q, k and v.
+    A row with row_any == False attends everywhere. Differentiable in q, k and v. Under autocast
+    q, k and v are cast to its dtype. Hidden keys must be finite.
+    backend: "cpu", "triton", "sdpa" (dense mask) or "reference" (dense mask, plain arithmetic);
+    None takes the fastest that can run. "cpu" computes 16-bit inputs in float32.
 
-    Raises: ValueError for shapes, dtypes, devices or a backend that do not fit.
+    Raises:
+        ValueError: shapes or devices that do not fit, or an unknown backend.
+        TypeError: dtypes that do not fit.
+        BackendUnavailable: the backend asked for cannot run this call.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check_attention(q, k, v, bits, row_any)
-    chosen = _choose_attention(q, backend)
+    candidates = _candidates(q.device, q.dtype, head_dim=q.shape[3])
+    chosen = choose_backend("masked_cross_attention", candidates, backend)
     if chosen == "reference":
         return reference.masked_cross_attention_reference(q, k, v, bits, row_any)
-    may_attend = reference.visible_keys(bits, row_any, k.shape[-2]).unsqueeze(1)  # [B, 1, Q, K]
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
+    if chosen == "sdpa":
+        may_attend = reference.visible_keys(bits, row_any, k.shape[2]).unsqueeze(1)  # [B, 1, Q, K]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=may_attend)
+    compute_dtype = torch.float32 if chosen == "cpu" else q.dtype
+    operands = (_unit_stride(operand.to(compute_dtype)) for operand in (q, k, v))
+    out, _ = torch.ops.xdecoder.masked_xattn_forward(
+        *operands, bits.contiguous(), row_any.contiguous()
+    )
+    return out.to(q.dtype)
 
 
-def _choose_attention(q: Tensor, backend: str | None) -> str:
-    if backend is None:
-        return "reference" if q.dtype == torch.float64 else "sdpa"
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"masked_cross_attention: backend must be one of {BACKENDS} or None; got {backend!r}."
-        )
-    return backend
+def _candidates(
+    device: torch.device, dtype: torch.dtype, *, head_dim: int
+) -> tuple[Candidate, ...]:
+    why_not_fused = None
+    if dtype == torch.float64:
+        why_not_fused = "the dtype is float64."
+    elif not 1 <= head_dim <= _MAX_HEAD_DIM:
+        why_not_fused = f"the head dim must be in 1..{_MAX_HEAD_DIM}; got {head_dim}."
+    why_not_cpu = CPU_LIBRARY.why_missing or why_not_fused
+    why_not_triton = register.WHY_NO_TRITON or why_not_fused
+    if device.type != "cpu":
+        why_not_cpu = f"the tensors are on {device}."
+    if device.type != "cuda":
+        why_not_triton = f"the tensors are on {device}."
+    # float64 is for checking, and the reference is what one checks against
+    why_not_sdpa = "the dtype is float64." if dtype == torch.float64 else None
+    return (
+        Candidate(name="cpu", why_not=why_not_cpu),
+        Candidate(name="triton", why_not=why_not_triton),
+        Candidate(name="sdpa", why_not=why_not_sdpa),
+        Candidate(name="reference", why_not=None),
+    )
+
+
+def _unit_stride(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _flat_keys(mask_embed: Tensor, features: Tensor, num_unmasked_rows: int) -> Tensor:
+    for name, tensor in (("mask_embed", mask_embed), ("features", features)):
+        check_dtype("mask_bits", name, tensor, _FLOATS)
+    check_same_device("mask_bits", "features", features, "mask_embed", mask_embed)
     is_shape_ok = (
         mask_embed.dim() == 3
         and features.dim() in (3, 4)
@@ -176,30 +236,28 @@ def _flat_keys(mask_embed: Tensor, features: Tensor, num_unmasked_rows: int) -> 
 
 
 def _check_attention(q: Tensor, k: Tensor, v: Tensor, bits: Tensor, row_any: Tensor) -> None:
-    is_4d = q.dim() == 4 and k.dim() == 4
-    if not is_4d or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
+    op = "masked_cross_attention"
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or _outer(q) != _outer(k):
         raise ValueError(
-            "masked_cross_attention: q must be [B, N, Q, D], k and v [B, N, K, D]; got "
+            f"{op}: q must be [B, N, Q, D], k and v [B, N, K, D]; got "
             f"{list(q.shape)}, {list(k.shape)}, {list(v.shape)}. Split heads before the call."
         )
     if k.shape[2] < 1:
         raise ValueError(
-            "masked_cross_attention: k and v must hold at least one key; got K = 0. "
+            f"{op}: k and v must hold at least one key; got K = 0. "
             "Skip the layer for an empty level."
         )
-    if not q.dtype == k.dtype == v.dtype:
-        raise ValueError(
-            "masked_cross_attention: q, k and v must share one dtype; got "
-            f"{q.dtype}, {k.dtype}, {v.dtype}. Cast them to the compute dtype."
-        )
+    check_dtype(op, "q", q, _FLOATS)
+    for name, tensor in (("k", k), ("v", v)):
+        check_dtype(op, name, tensor, (q.dtype,))
+    check_dtype(op, "bits", bits, (torch.int32,))
+    check_dtype(op, "row_any", row_any, (torch.bool,))
     words = [q.shape[0], q.shape[2], reference.num_words(k.shape[2])]
-    if list(bits.shape) != words or bits.dtype != torch.int32:
-        raise ValueError(
-            f"masked_cross_attention: bits must be int32 [B, Q, ceil(K/32)] = {words}; got "
-            f"{bits.dtype} {list(bits.shape)}. Build them with mask_bits at this level's size."
-        )
-    if row_any.shape != bits.shape[:2] or row_any.dtype != torch.bool:
-        raise ValueError(
-            f"masked_cross_attention: row_any must be bool [B, Q] = {words[:2]}; got "
-            f"{row_any.dtype} {list(row_any.shape)}. Take it from the same MaskBits as bits."
-        )
+    check_shape(op, "bits", bits, axes="B, Q, ceil(K/32)", sizes=words)
+    check_shape(op, "row_any", row_any, axes="B, Q", sizes=words[:2])
+    for name, tensor in (("k", k), ("v", v), ("bits", bits), ("row_any", row_any)):
+        check_same_device(op, name, tensor, "q", q)
+
+
+def _outer(operand: Tensor) -> tuple[int, int, int]:
+    return operand.shape[0], operand.shape[1], operand.shape[3]

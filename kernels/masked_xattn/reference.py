@@ -58,7 +58,8 @@ def mask_bits_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (bits, row_any, tile_any) of mask_embed [B, R, C] against features [B, C, K]."""
     compute_dtype = torch.promote_types(mask_embed.dtype, torch.float32)
-    mask_logits = mask_embed.to(compute_dtype) @ features.to(compute_dtype)  # [B, R, K]
+    with torch.autocast(mask_embed.device.type, enabled=False):
+        mask_logits = mask_embed.to(compute_dtype) @ features.to(compute_dtype)  # [B, R, K]
     may_attend = visible_logits(mask_logits)
     return finish_mask_bits(may_attend, num_unmasked_rows)
 
@@ -83,8 +84,9 @@ def masked_cross_attention_reference(
     Scores, softmax and sums are float32 for 16-bit inputs and float64 for float64.
     """
     compute_dtype = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(compute_dtype) @ k.to(compute_dtype).transpose(-1, -2)  # [B, N, Q, K]
-    scores = scores * q.shape[-1] ** -0.5
     may_attend = visible_keys(bits, row_any, k.shape[-2]).unsqueeze(1)  # [B, 1, Q, K]
-    weights = scores.masked_fill(~may_attend, float("-inf")).softmax(-1)
-    return (weights @ v.to(compute_dtype)).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q.to(compute_dtype) @ k.to(compute_dtype).transpose(-1, -2)  # [B, N, Q, K]
+        scores = scores * q.shape[-1] ** -0.5
+        weights = scores.masked_fill(~may_attend, float("-inf")).softmax(-1)
+        return (weights @ v.to(compute_dtype)).to(q.dtype)

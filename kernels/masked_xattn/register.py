@@ -1,7 +1,9 @@
-"""Schemas and shape functions of the masked cross-attention operators.
+"""Schemas, shape functions and gradients of the masked cross-attention operators.
 
 The CPU implementations come from the C++ library, the CUDA ones from Triton.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +64,28 @@ def _fake_backward(
     row_any: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, bits, row_any = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, bits, row_any)
+
+
+def _backward(
+    ctx: Any, grad_out: Tensor, _grad_lse: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    q, k, v, out, lse, bits, row_any = ctx.saved_tensors
+    grads = torch.ops.xdecoder.masked_xattn_backward(
+        grad_out.contiguous(), q, k, v, out, lse, bits, row_any
+    )
+    return *grads, None, None
+
+
+torch.library.register_autograd(
+    "xdecoder::masked_xattn_forward", _backward, setup_context=_save, lib=_library
+)
+
+# the reason why there is no Triton backend, or None
+WHY_NO_TRITON: str | None = "the Triton kernels are not there yet."
