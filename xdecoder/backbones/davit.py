@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from jaxtyping import Float
 from timm.layers import DropPath
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -104,7 +105,10 @@ class DaVitBlock(nn.Module):
 class DaVit(nn.Module):
     """Maps at strides 4, 8, 16, 32, not normalised.
 
-    Each unit of depth is a spatial and a channel block.
+    Each unit of depth is a spatial and a channel block. num_heads: of window attention;
+    num_groups: of channel attention, as many as heads where not given. drop_path: probability at
+    the last block, growing linearly from zero. has_checkpointing: in training, blocks run again in
+    the backward pass instead of keeping their activations.
     """
 
     def __init__(
@@ -115,9 +119,12 @@ class DaVit(nn.Module):
         num_heads: Sequence[int],
         patch_sizes: Sequence[int],
         patch_paddings: Sequence[int],
+        num_groups: Sequence[int] | None = None,
         drop_path: float = 0.0,
+        has_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.has_checkpointing = has_checkpointing
         self.out_dims = tuple(dims)
         in_dims = (3, *dims[:-1])
         self.embeddings = nn.ModuleList(
@@ -139,11 +146,13 @@ class DaVit(nn.Module):
                     for _ in range(depth)
                     for attention in (
                         WindowAttention(dim, num_groups=heads),
-                        ChannelAttention(dim, num_groups=heads),
+                        ChannelAttention(dim, num_groups=groups),
                     )
                 )
             )
-            for dim, depth, heads in zip(dims, depths, num_heads, strict=True)
+            for dim, depth, heads, groups in zip(
+                dims, depths, num_heads, num_groups or num_heads, strict=True
+            )
         )
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
@@ -151,6 +160,40 @@ class DaVit(nn.Module):
         x = images.permute(0, 2, 3, 1)  # [B, H, W, 3]
         maps = []
         for embedding, stage in zip(self.embeddings, self.stages, strict=True):
-            x = stage(embedding(x))
+            x = embedding(x)
+            is_checkpointed = self.has_checkpointing and self.training
+            x = checkpoint_seq(stage, x) if is_checkpointed else stage(x)
             maps.append(x.permute(0, 3, 1, 2))
         return maps
+
+
+def davit_d3(*, drop_path: float = 0.3, has_checkpointing: bool = False) -> DaVit:
+    """DaViT-d3 of X-Decoder (B), 86.9 million parameters.
+
+    Source: configs/xdecoder/davitd3_unicl_lang.yaml.
+    """
+    return DaVit(
+        (128, 256, 512, 1024),
+        depths=(1, 1, 9, 1),
+        num_heads=(4, 8, 16, 32),
+        patch_sizes=(7, 2, 2, 2),
+        patch_paddings=(3, 0, 0, 0),
+        drop_path=drop_path,
+        has_checkpointing=has_checkpointing,
+    )
+
+
+def davit_d5(*, drop_path: float = 0.3, has_checkpointing: bool = False) -> DaVit:
+    """DaViT-d5 of X-Decoder (L), 360.6 million parameters.
+
+    Source: configs/xdecoder/davitd5_unicl_lang.yaml.
+    """
+    return DaVit(
+        (256, 512, 1024, 2048),
+        depths=(1, 1, 9, 1),
+        num_heads=(8, 16, 32, 64),
+        patch_sizes=(7, 3, 3, 3),
+        patch_paddings=(3, 1, 1, 1),
+        drop_path=drop_path,
+        has_checkpointing=has_checkpointing,
+    )

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from timm.layers import DropPath
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -120,6 +121,8 @@ class FocalNet(nn.Module):
     """Maps at strides 4, 8, 16, 32, each normalised on its way out.
 
     block: `conv` for Focal-T, `plain` for Focal-L; they also differ in the padding of the stem.
+    drop_path: probability at the last block, growing linearly from zero. has_checkpointing: in
+    training, blocks run again in the backward pass instead of keeping their activations.
     """
 
     def __init__(
@@ -131,8 +134,10 @@ class FocalNet(nn.Module):
         block: Literal["conv", "plain"],
         window: int = 3,
         drop_path: float = 0.0,
+        has_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.has_checkpointing = has_checkpointing
         dims = [dim * 2**stage for stage in range(len(depths))]
         self.out_dims = tuple(dims)
         stem_padding = 3 if block == "conv" else 2
@@ -164,7 +169,9 @@ class FocalNet(nn.Module):
         x = images.permute(0, 2, 3, 1)  # [B, H, W, 3]
         maps = []
         for embedding, stage, norm in zip(self.embeddings, self.stages, self.norms, strict=True):
-            x = stage(embedding(x))
+            x = embedding(x)
+            is_checkpointed = self.has_checkpointing and self.training
+            x = checkpoint_seq(stage, x) if is_checkpointed else stage(x)
             maps.append(norm(x).permute(0, 3, 1, 2))
         return maps
 
@@ -177,3 +184,33 @@ def _reset(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+
+
+def focal_t(*, drop_path: float = 0.3, has_checkpointing: bool = False) -> FocalNet:
+    """Focal-T of the released X-Decoder, 29.9 million parameters.
+
+    Source: configs/xdecoder/focalt_unicl_lang.yaml.
+    """
+    return FocalNet(
+        96,
+        depths=(2, 2, 6, 2),
+        num_levels=3,
+        block="conv",
+        drop_path=drop_path,
+        has_checkpointing=has_checkpointing,
+    )
+
+
+def focal_l(*, drop_path: float = 0.3, has_checkpointing: bool = False) -> FocalNet:
+    """Focal-L of the released X-Decoder, 205.7 million parameters.
+
+    Source: configs/xdecoder/focall_unicl_lang.yaml.
+    """
+    return FocalNet(
+        192,
+        depths=(2, 2, 18, 2),
+        num_levels=4,
+        block="plain",
+        drop_path=drop_path,
+        has_checkpointing=has_checkpointing,
+    )

@@ -6,6 +6,7 @@ Between layers, maps are [B, H, W, C].
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +14,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from xdecoder.backbones import drop_path_rates
 
 _PATCH_SIZE = 4
 # Source: swin.py, BasicLayer.forward; added to logits of pairs that the shift brought together
@@ -43,14 +46,14 @@ class SwinBackbone(nn.Module):
         self.embeddings = nn.ModuleList(
             [PatchEmbedding(dim), *(PatchMerging(width) for width in self.out_dims[:-1])]
         )
-        rates = torch.linspace(0, drop_path, sum(depths), device="cpu").split(list(depths))
+        rates = iter(drop_path_rates(sum(depths), last=drop_path))
         self.stages = nn.ModuleList(
             SwinStage(
                 self.out_dims[i],
                 num_heads=num_heads[i],
                 window=window,
                 mlp_ratio=mlp_ratio,
-                drop_paths=rates[i].tolist(),
+                drop_paths=list(islice(rates, depths[i])),
                 has_checkpointing=has_checkpointing,
             )
             for i in range(4)
