@@ -19,20 +19,21 @@ Box = tuple[float, float, float, float]
 # twelve hues that stay apart under the common colour blindnesses.
 # Source: Paul Tol, "Colour schemes" (2021), bright and muted qualitative sets
 _HUES: tuple[Colour, ...] = (
-    (68, 119, 170),
-    (238, 102, 119),
-    (34, 136, 51),
-    (204, 187, 68),
-    (102, 204, 238),
     (170, 51, 119),
-    (221, 204, 119),
-    (136, 34, 85),
     (68, 170, 153),
     (51, 34, 136),
+    (238, 102, 119),
     (153, 153, 51),
+    (136, 34, 85),
+    (102, 204, 238),
+    (34, 136, 51),
+    (68, 119, 170),
+    (221, 204, 119),
     (204, 102, 119),
+    (204, 187, 68),
 )
 HIGHLIGHT: Colour = (255, 176, 0)
+TRUTH: Colour = (92, 214, 132)
 PAPER: Colour = (21, 24, 30)
 INK: Colour = (240, 242, 245)
 FAINT: Colour = (150, 158, 170)
@@ -112,17 +113,24 @@ def draw_region(
     image: UInt8[np.ndarray, "h w 3"],
     region: Bool[np.ndarray, "h w"],
     *,
-    colour: Colour = HIGHLIGHT,
+    truth: Bool[np.ndarray, "h w"] | None = None,
     short_side_px: int = _SHORT_SIDE_PX,
 ) -> Image.Image:
-    """The image with everything but the region darkened and greyed, and the region outlined."""
+    """The image with everything but the region darkened and greyed, and the region outlined.
+
+    truth: a second outline, in `TRUTH`, of the region that was meant.
+    """
     picture = enlarged(image, short_side_px=short_side_px)
     large = _enlarged_region(region, picture.size)
     background = Image.blend(picture.convert("L").convert("RGB"), picture, 0.35)
     background = Image.blend(background, Image.new("RGB", picture.size, PAPER), 0.5)
-    lit = _tinted(picture, large, colour, 0.16)
+    lit = _tinted(picture, large, HIGHLIGHT, 0.16)
     picture = Image.composite(lit, background, _mask_picture(large))
-    return _outlined(picture, large, colour, max(2, round(min(picture.size) / 150)))
+    thickness = max(2, round(min(picture.size) / 150))
+    picture = _outlined(picture, large, HIGHLIGHT, thickness)
+    if truth is None:
+        return picture
+    return _outlined(picture, _enlarged_region(truth, picture.size), TRUTH, max(1, thickness // 2))
 
 
 def with_strip(

@@ -24,8 +24,8 @@ from xdecoder.tasks import captioning, referring, retrieval, segmentation
 class ModelPredictor:
     """A `Predictor` around a model in evaluation mode; the same image gives the same answer.
 
-    Images are fitted into `options.size_hw`, keeping their shape. Those that are asked for
-    together are padded to the largest of them.
+    Images are fitted into `options.size_hw` (`text_size_hw` for captions and retrieval), keeping
+    their shape. Those that are asked for together are padded to the largest of them.
     """
 
     def __init__(self, model: XDecoder, *, options: EvaluationOptions) -> None:
@@ -119,15 +119,17 @@ class ModelPredictor:
         # the last row belongs to the background
         return self._vocabulary_vectors(tuple(texts))[:-1]
 
-    def _fitted(self, image: ImageArray) -> Float[Tensor, "3 h w"]:
-        size_hw = fitted_size_hw((image.shape[0], image.shape[1]), self._options.size_hw)
-        pixels = resized(image, size_hw)
+    def _fitted(
+        self, image: ImageArray, box_hw: tuple[int, int] | None = None
+    ) -> Float[Tensor, "3 h w"]:
+        box_hw = box_hw or self._options.size_hw
+        pixels = resized(image, fitted_size_hw((image.shape[0], image.shape[1]), box_hw))
         return torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)  # [3, h, w]
 
     def _batch(
         self, images: Sequence[ImageArray]
     ) -> tuple[Float[Tensor, "b 3 h w"], list[tuple[int, int]]]:
-        fitted = [self._fitted(image) for image in images]
+        fitted = [self._fitted(image, self._options.text_size_hw) for image in images]
         sizes_hw = [(each.shape[1], each.shape[2]) for each in fitted]
         height, width = max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)
         batch = torch.zeros(len(fitted), 3, height, width)

@@ -10,13 +10,15 @@ from pipelines.errors import ConfigError
 class EvaluationOptions:
     """Sizes, thresholds and limits of an evaluation.
 
-    size_hw: images are fitted into it, keeping their shape. batch_size: images of one size
-    together. object_threshold, overlap_threshold: of panoptic segments. retrieval_pool: recall is
-    taken over disjoint sets of this many images. with_controls: also score with texts exchanged,
-    which doubles the work for phrases. with_java: METEOR and Stanford's tokenizer.
+    size_hw: images are fitted into it, keeping their shape; text_size_hw: the same for captions
+    and retrieval. batch_size: images together. object_threshold, overlap_threshold: of panoptic
+    segments. retrieval_pool: recall is taken over disjoint sets of this many images.
+    with_controls: also score with texts exchanged, which doubles the work for phrases.
+    with_java: METEOR, and Stanford's tokenizer.
     """
 
     size_hw: tuple[int, int]
+    text_size_hw: tuple[int, int]
     batch_size: int = 8
     object_threshold: float = 0.4
     overlap_threshold: float = 0.8
@@ -29,10 +31,11 @@ class EvaluationOptions:
     max_images: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.size_hw) < 1 or self.batch_size < 1 or self.retrieval_pool < 1:
+        if min(*self.size_hw, *self.text_size_hw, self.batch_size, self.retrieval_pool) < 1:
             raise ConfigError(
-                "evaluation: size_hw, batch_size and retrieval_pool must be positive; got "
-                f"{self.size_hw}, {self.batch_size} and {self.retrieval_pool}."
+                "evaluation: size_hw, text_size_hw, batch_size and retrieval_pool must be "
+                f"positive; got {self.size_hw}, {self.text_size_hw}, {self.batch_size} and "
+                f"{self.retrieval_pool}."
             )
         if not (0 <= self.object_threshold < 1 and 0 <= self.overlap_threshold < 1):
             raise ConfigError(
@@ -42,8 +45,9 @@ class EvaluationOptions:
 
 
 def options_of_run(config: RunConfig) -> EvaluationOptions:
-    """The options that fit what a run was trained on: the size of its segmentation images."""
+    """The options that fit what a run was trained on: its image sizes."""
     return EvaluationOptions(
         size_hw=config.data.segmentation.size_hw,
+        text_size_hw=config.data.image_text.size_hw,
         max_images=config.evaluation.max_images,
     )

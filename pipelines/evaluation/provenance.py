@@ -18,6 +18,7 @@ _TOOLS = ("torch", "timm", "numpy", "pillow", "pycocotools", "hotcoco", "pycocoe
 def protocols(options: EvaluationOptions) -> dict[str, str]:
     """How each family of metrics is defined, as an id; equal ids mean comparable numbers."""
     seen = f"fit-{options.size_hw[0]}x{options.size_hw[1]}"
+    read = f"fit-{options.text_size_hw[0]}x{options.text_size_hw[1]}"
     tokenizer = "stanford-ptb" if options.with_java else "ptb-rules"
     return {
         "pq": f"coco-panoptic/{seen}/object-{options.object_threshold:g}"
@@ -25,9 +26,9 @@ def protocols(options: EvaluationOptions) -> dict[str, str]:
         "ap": f"coco-segm/{seen}/top-{options.max_instances}/things",
         "miou": f"panoptic-as-semantic/{seen}/mean-over-true-or-predicted",
         "refer": f"refer-per-sentence/{seen}/control-other-object",
-        "captioning": f"greedy-{options.max_caption_tokens}/{seen}/{tokenizer}",
-        "caption_token_accuracy": "teacher-forced/first-reference/control-other-image",
-        "retrieval": f"pools-of-{options.retrieval_pool}/all-captions/mean-of-directions",
+        "captioning": f"greedy-{options.max_caption_tokens}/{read}/{tokenizer}",
+        "caption_token_accuracy": f"teacher-forced/{read}/first-reference/control-other-image",
+        "retrieval": f"pools-of-{options.retrieval_pool}/{read}/all-captions/mean-of-directions",
         "zero_shot": "heldout-pairs/best-overlapping-query/all-colour-shape-names"
         "/control-names-of-other-objects",
     }
