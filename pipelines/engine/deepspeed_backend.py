@@ -77,6 +77,7 @@ class DeepSpeedBackend:
         return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
 
     def optimizer_state(self) -> dict[str, Tensor]:
+        _link_moments(self._engine.optimizer)
         read = self._deepspeed.utils.safe_get_full_optimizer_state
         return {
             f"{moment}/{name}": read(parameter, moment).detach().cpu()
@@ -98,12 +99,21 @@ class DeepSpeedBackend:
                 "step": torch.tensor(float(step)),
                 **{moment: torch.zeros_like(partition) for moment in MOMENTS},
             }
-        # moments are linked to parameters at the first step, which has not come yet
-        zero._lazy_init_hp_params_optimizer_state()
+        _link_moments(zero)
         write = self._deepspeed.utils.safe_set_full_optimizer_state
         for name, parameter in self._parameters.items():
             for moment in MOMENTS:
                 write(parameter, optimizer[f"{moment}/{name}"].to(parameter.device), moment)
+
+
+def _link_moments(zero: Any) -> None:
+    """Tell every parameter where its moments are.
+
+    DeepSpeed does so once, after the step of the first parameter group, when the other groups
+    have no moments yet.
+    """
+    zero._hp_optimizer_states_linked = False
+    zero._lazy_init_hp_params_optimizer_state()
 
 
 def _import_deepspeed(*, is_cuda: bool) -> Any:
@@ -117,6 +127,9 @@ def _import_deepspeed(*, is_cuda: bool) -> Any:
             "Install the extra `train`, or set parallel.backend=torch."
         ) from error
     deepspeed.utils.logger.setLevel(logging.ERROR)
+    if not is_cuda:
+        # a communication kernel that it would compile at start; gloo does the same work
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
