@@ -24,7 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipelines.errors import ExitCode, PipelineError
+from pipelines.errors import DataError, ExitCode, PipelineError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     sources = parser.add_subparsers(required=True, metavar="SOURCE")
     _add_scenes(sources.add_parser("scenes", help="make procedural scenes", allow_abbrev=False))
     _add_coco(sources.add_parser("coco", help="pack a COCO-format folder", allow_abbrev=False))
+    _add_verify(sources.add_parser("verify", help="check shards", allow_abbrev=False))
+    _add_preview(sources.add_parser("preview", help="draw samples", allow_abbrev=False))
     return parser
 
 
@@ -113,6 +115,63 @@ def _run_coco(options: argparse.Namespace) -> None:
         )
     for name, split in manifest.splits.items():
         print(f"{options.out} {name}: {len(split.shards)} shards, {split.counts}")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shards", type=Path, help="folder of shards")
+    parser.set_defaults(run=_run_verify)
+
+
+def _run_verify(options: argparse.Namespace) -> None:
+    from pipelines.data.shards import read_manifest
+    from pipelines.data.verification import verify_shards
+
+    manifest = read_manifest(options.shards)
+    num_shards = sum(len(split.shards) for split in manifest.splits.values())
+    with _progress("shards", num_shards) as (progress, task):
+        problems = verify_shards(options.shards, on_shard=lambda: progress.advance(task))
+    if problems:
+        raise DataError("\n".join(("shards are damaged; prepare or copy them again.", *problems)))
+    print(f"{options.shards}: {num_shards} shards are as they were written")
+
+
+def _add_preview(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shards", type=Path, help="folder of shards")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the PNG panels")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--n", type=int, default=8, help="samples to draw, from the first on")
+    parser.add_argument("--sample", default=None, metavar="KEY", help="this sample only")
+    parser.add_argument("--epoch", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=_size_hw, default=None, metavar="HxW", help="as trained")
+    parser.add_argument("--scale", type=float, nargs=2, default=(1.0, 1.0), metavar=("LOW", "HIGH"))
+    parser.add_argument("--flip", type=float, default=0.0, metavar="PROBABILITY")
+    parser.add_argument("--colour", type=float, default=0.0, metavar="STRENGTH")
+    parser.set_defaults(run=_run_preview)
+
+
+def _run_preview(options: argparse.Namespace) -> None:
+    from pipelines.data.config import AugmentConfig
+    from pipelines.data.preview import draw_preview, sample_keys
+
+    augment = AugmentConfig(
+        flip_prob=options.flip, scale_range=tuple(options.scale), colour_strength=options.colour
+    )
+    keys = sample_keys(options.shards, options.split)[: options.n]
+    options.out.mkdir(parents=True, exist_ok=True)
+    for key in keys if options.sample is None else (options.sample,):
+        picture = draw_preview(
+            options.shards,
+            options.split,
+            key,
+            size_hw=options.size,
+            augment=augment,
+            seed=options.seed,
+            epoch=options.epoch,
+        )
+        path = options.out / f"{options.split}-{key}-epoch{options.epoch}.png"
+        picture.save(path)
+        print(path)
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:

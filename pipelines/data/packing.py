@@ -39,6 +39,8 @@ from pipelines.errors import DataError
 
 # samples of one shard come from all over the data set, whatever its order was
 _PACKING_SEED = 20221221
+# starting a process takes about as long as packing this many
+_MIN_SAMPLES_PER_WORKER = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,15 @@ def _pack_split(
 
 
 def _parts(records: Sequence[CocoRecord], shard_bytes: int) -> list[list[CocoRecord]]:
+    seen: set[str] = set()
     for record in records:
+        key = record.image_path.stem
+        if "." in key or key in seen:
+            raise DataError(
+                f"{record.image_path}: file names without their ending are sample keys and must "
+                f"be unique and free of dots; got {key!r}."
+            )
+        seen.add(key)
         if not record.image_path.exists():
             raise DataError(f"{record.image_path}: image {record.image_id} is listed, not there.")
     total = sum(record.image_path.stat().st_size for record in records)
@@ -182,7 +192,9 @@ def _mapped(
     jobs: list[tuple[str, list[CocoRecord]]],
     num_workers: int,
 ) -> Iterator[_PackedShard]:
-    if min(num_workers, len(jobs)) <= 1:
+    num_samples = sum(len(part) for _, part in jobs)
+    num_workers = min(num_workers, len(jobs), num_samples // _MIN_SAMPLES_PER_WORKER)
+    if num_workers <= 1:
         yield from map(function, jobs)
         return
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:

@@ -1,0 +1,111 @@
+"""Panels of what training sees: the augmented image, its segments, its phrases, its caption."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.data.collate import (
+    ImageTextSample,
+    SegmentationSample,
+    build_image_text_sample,
+    build_segmentation_sample,
+)
+from pipelines.data.config import AugmentConfig, ImageTextDataConfig, SegmentationDataConfig
+from pipelines.data.decode import decode_annotations
+from pipelines.data.shards import RawSample, read_index, read_manifest, read_sample
+from pipelines.drawing import (
+    DrawnSegment,
+    class_colour,
+    contact_sheet,
+    draw_region,
+    draw_segments,
+    enlarged,
+    with_strip,
+)
+from pipelines.errors import DataError
+from xdecoder.batch import Vocabulary
+
+
+def draw_preview(
+    folder: Path,
+    split: str,
+    key: str,
+    *,
+    size_hw: tuple[int, int] | None = None,
+    augment: AugmentConfig | None = None,
+    max_phrases: int = 4,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Image.Image:
+    """One picture of a sample as an epoch sees it; without `size_hw` at its own size, unchanged.
+
+    Raises:
+        DataError: there is no such sample, or it is damaged.
+    """
+    manifest = read_manifest(folder)
+    raw = _find(folder, split, key)
+    annotations = decode_annotations(raw)
+    vocabulary = Vocabulary(names=manifest.names, is_thing=manifest.is_thing)
+    augment = augment or AugmentConfig(flip_prob=0.0)
+    size_hw = size_hw or annotations.size_hw
+    pictures: list[Image.Image] = []
+    if annotations.captions:
+        text_config = ImageTextDataConfig(size_hw=size_hw, augment=augment)
+        pictures += _captioned(build_image_text_sample(raw, text_config, seed=seed, epoch=epoch))
+    if annotations.segments is not None:
+        config = SegmentationDataConfig(size_hw=size_hw, augment=augment, max_phrases=max_phrases)
+        sample = build_segmentation_sample(raw, config, seed=seed, epoch=epoch)
+        pictures += _segmented(sample, vocabulary)
+    if not pictures:
+        raise DataError(f"{raw.shard}: sample {key} has neither captions nor segments to show.")
+    return contact_sheet(pictures, num_columns=min(3, len(pictures)))
+
+
+def sample_keys(folder: Path, split: str) -> tuple[str, ...]:
+    """The keys of a split in shard order, without samples that have nothing to draw."""
+    index = read_index(folder, read_manifest(folder).split(folder, split))
+    drawable = (index["num_captions"] > 0) | (index["num_segments"] >= 0)
+    return tuple(key.decode("utf-8") for key in index["key"][drawable])
+
+
+def _find(folder: Path, split: str, key: str) -> RawSample:
+    info = read_manifest(folder).split(folder, split)
+    index = read_index(folder, info)
+    rows = np.flatnonzero(index["key"] == key.encode("utf-8"))
+    if len(rows) == 0:
+        raise DataError(f"{folder}: split {split!r} has no sample {key!r}.")
+    row = index[rows[0]]
+    return read_sample(folder, info.shards[row["shard"]], row)
+
+
+def _pixels(sample: SegmentationSample | ImageTextSample) -> np.ndarray:
+    height, width = sample.valid_hw
+    image = sample.image[:, :height, :width].permute(1, 2, 0)  # [h, w, 3]
+    return image.round().clamp(0, 255).byte().numpy()
+
+
+def _captioned(sample: ImageTextSample) -> list[Image.Image]:
+    return [with_strip(enlarged(_pixels(sample)), sample.caption, kicker=f"caption {sample.key}")]
+
+
+def _segmented(sample: SegmentationSample, vocabulary: Vocabulary) -> list[Image.Image]:
+    pixels = _pixels(sample)
+    height, width = sample.valid_hw
+    segments = [
+        DrawnSegment(
+            region=mask[:height, :width].numpy(),
+            label=vocabulary.names[class_id],
+            colour=class_colour(class_id),
+            is_thing=vocabulary.is_thing[class_id],
+        )
+        for mask, class_id in zip(
+            sample.segments.masks, sample.segments.class_ids.tolist(), strict=True
+        )
+    ]
+    names = f"{len(segments)} segments, {height} x {width}"
+    pictures = [with_strip(draw_segments(pixels, segments), names, kicker="panoptic")]
+    for text, mask in zip(sample.phrases.phrases, sample.phrases.masks, strict=True):
+        drawn = draw_region(pixels, mask[:height, :width].numpy())
+        pictures.append(with_strip(drawn, text, kicker="phrase"))
+    return pictures
