@@ -6,8 +6,9 @@ from typing import cast
 from torch import nn
 
 from xdecoder.backbones import Backbone
-from xdecoder.backbones.davit import DaVit
-from xdecoder.backbones.focal import FocalNet
+from xdecoder.backbones.davit import davit_d3, davit_d5
+from xdecoder.backbones.focal import focal_l, focal_t
+from xdecoder.backbones.swin import swin_b, swin_l, swin_s, swin_t
 from xdecoder.backbones.timm_backbone import TimmBackbone
 from xdecoder.config import BackboneConfig, ConfigError, ModelConfig
 from xdecoder.decoder import MaskedDecoder
@@ -16,43 +17,16 @@ from xdecoder.pixel_decoder import FpnTransformer, MsDeform
 from xdecoder.text.encoder import TextEncoder
 from xdecoder.text.tokenizer import Tokenizer
 
-
-def _focal_t(drop_path: float) -> nn.Module:
-    return FocalNet(96, depths=(2, 2, 6, 2), num_levels=3, block="conv", drop_path=drop_path)
-
-
-def _focal_l(drop_path: float) -> nn.Module:
-    return FocalNet(192, depths=(2, 2, 18, 2), num_levels=4, block="plain", drop_path=drop_path)
-
-
-def _davit_d3(drop_path: float) -> nn.Module:
-    return DaVit(
-        (128, 256, 512, 1024),
-        depths=(1, 1, 9, 1),
-        num_heads=(4, 8, 16, 32),
-        patch_sizes=(7, 2, 2, 2),
-        patch_paddings=(3, 0, 0, 0),
-        drop_path=drop_path,
-    )
-
-
-def _davit_d5(drop_path: float) -> nn.Module:
-    return DaVit(
-        (256, 512, 1024, 2048),
-        depths=(1, 1, 9, 1),
-        num_heads=(8, 16, 32, 64),
-        patch_sizes=(7, 3, 3, 3),
-        patch_paddings=(3, 1, 1, 1),
-        drop_path=drop_path,
-    )
-
-
-# trunks of the released X-Decoder that timm does not have; every other name is timm's
-OWN_BACKBONES: dict[str, Callable[[float], nn.Module]] = {
-    "focal_t": _focal_t,
-    "focal_l": _focal_l,
-    "davit_d3": _davit_d3,
-    "davit_d5": _davit_d5,
+# trunks of published models whose layers timm does not have; every other name is timm's
+OWN_BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "focal_t": focal_t,
+    "focal_l": focal_l,
+    "davit_d3": davit_d3,
+    "davit_d5": davit_d5,
+    "swin_t": swin_t,
+    "swin_s": swin_s,
+    "swin_b": swin_b,
+    "swin_l": swin_l,
 }
 
 
@@ -110,7 +84,7 @@ def _build_backbone(config: BackboneConfig, has_initial_weights: bool) -> nn.Mod
             f"model.backbone.weights must be 'random' for {config.name!r}, whose weights no "
             f"package ships; got {config.weights!r}. Convert published weights instead."
         )
-    return OWN_BACKBONES[config.name](config.drop_path)
+    return OWN_BACKBONES[config.name](drop_path=config.drop_path)
 
 
 def _build_pixel_decoder(config: ModelConfig, in_dims: tuple[int, ...]) -> nn.Module:

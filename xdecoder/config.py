@@ -16,9 +16,10 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The image trunk: focal_t, focal_l, davit_d3, davit_d5, or any timm model with maps at
-    strides 4, 8, 16 and 32.
+    """The image trunk, by name.
 
+    name: focal_t, focal_l, davit_d3, davit_d5, swin_t, swin_s, swin_b, swin_l as published, or any
+    timm model with maps at strides 4, 8, 16 and 32.
     weights: `random`; `package`, the ones that an installed Python package ships (only
     tf_efficientnet_lite0); `timm`, downloaded by timm.
     pixel_mean, pixel_std: of RGB in 0..255. freeze_norm: batch normalisation keeps its
