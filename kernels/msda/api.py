@@ -7,13 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kernels._checks import check_dtype, check_num_dims, check_same_device, check_shape
-from kernels._extension import CPU_LIBRARY, CUDA_LIBRARY
-from kernels._select import Candidate, choose_backend
-from kernels.msda import register
+from kernels._select import choose_backend
+from kernels.msda import backends, register
 from kernels.msda.reference import reference_attention, reference_fused_attention
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_INT32_OFFSETS = 2**31
 
 
 def multi_scale_deformable_attention(
@@ -43,16 +41,19 @@ def multi_scale_deformable_attention(
     levels = _checked_levels(op, value, level_sizes_hw)
     num_images, _, num_heads, _ = value.shape
     _check_tensor(op, "points_xy01", points_xy01, value, axes="B, Q, N, L, P, 2")
-    num_queries, num_points = points_xy01.shape[1], points_xy01.shape[4]
+    num_queries, num_points = (
+        points_xy01.shape[1],
+        _check_num_points(op, "points_xy01", points_xy01),
+    )
     sizes = (num_images, num_queries, num_heads, len(levels), num_points)
     check_shape(op, "points_xy01", points_xy01, axes="B, Q, N, L, P, 2", sizes=(*sizes, 2))
     _check_tensor(op, "weights", weights, value, axes="B, Q, N, L, P")
     check_shape(op, "weights", weights, axes="B, Q, N, L, P", sizes=sizes)
-    chosen = choose_backend(op, _candidates(value), backend)
+    chosen = _choose(op, value, len(levels), num_points, backend)
     if chosen == "reference":
         return reference_attention(value, levels, points_xy01, weights)
     samples = _native_samples(chosen, value, points_xy01, weights)
-    return torch.ops.xdecoder.msda_forward(value, _flat(levels), *samples)
+    return register.FORWARD[chosen](value, _flat(levels), *samples)
 
 
 def fused_deformable_attention(
@@ -81,7 +82,7 @@ def fused_deformable_attention(
     levels = _checked_levels(op, value, level_sizes_hw)
     num_images, _, num_heads, _ = value.shape
     _check_tensor(op, "offsets", offsets, value, axes="B, Q, N, L, P, 2")
-    num_queries, num_points = offsets.shape[1], offsets.shape[4]
+    num_queries, num_points = offsets.shape[1], _check_num_points(op, "offsets", offsets)
     sizes = (num_images, num_queries, num_heads, len(levels), num_points)
     check_shape(op, "offsets", offsets, axes="B, Q, N, L, P, 2", sizes=(*sizes, 2))
     _check_tensor(op, "logits", logits, value, axes="B, Q, N, L, P")
@@ -90,26 +91,25 @@ def fused_deformable_attention(
     coordinates = 4 if reference.shape[3] == 4 else 2
     reference_sizes = (num_images, num_queries, len(levels), coordinates)
     check_shape(op, "reference", reference, axes="B, Q, L, 2 or 4", sizes=reference_sizes)
-    chosen = choose_backend(op, _candidates(value), backend)
+    chosen = _choose(op, value, len(levels), num_points, backend)
     if chosen == "reference":
         return reference_fused_attention(value, levels, reference, offsets, logits)
     samples = _native_samples(chosen, value, reference, offsets, logits)
-    return torch.ops.xdecoder.msda_fused_forward(value, _flat(levels), *samples)
+    return register.FUSED_FORWARD[chosen](value, _flat(levels), *samples)
 
 
-def _candidates(value: Tensor) -> list[Candidate]:
-    return [
-        Candidate(name="cpu", why_not=_why_not_cpu(value)),
-        Candidate(name="reference", why_not=None),
-    ]
-
-
-def _why_not_cpu(value: Tensor) -> str | None:
-    if value.device.type != "cpu":
-        return f"the tensors are on {value.device}."
-    if value.shape[1] * value.shape[2] * (value.shape[3] + 16) >= _INT32_OFFSETS:
-        return "S * N * (D + 16) must be below 2^31 (offsets are 32-bit)."
-    return CPU_LIBRARY.why_missing
+def _choose(op: str, value: Tensor, num_levels: int, num_points: int, backend: str | None) -> str:
+    call = backends.Call(
+        device=value.device,
+        dtype=value.dtype,
+        num_pixels=value.shape[1],
+        num_heads=value.shape[2],
+        head_dim=value.shape[3],
+        num_levels=num_levels,
+        num_points=num_points,
+        is_deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return choose_backend(op, backends.candidates(call), backend)
 
 
 def _native_samples(backend: str, value: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
@@ -129,6 +129,11 @@ def _checked_levels(
 ) -> list[tuple[int, int]]:
     check_num_dims(op, "value", value, axes="B, S, N, D")
     check_dtype(op, "value", value, _DTYPES)
+    if value.shape[2] < 1 or value.shape[3] < 1:
+        raise ValueError(
+            f"{op}: value must be [B, S, N, D] with N >= 1 heads of D >= 1 channels; "
+            f"got {[int(size) for size in value.shape]}. Split the channels into heads."
+        )
     levels = [(height, width) for height, width in level_sizes_hw]
     if not levels or any(height < 1 or width < 1 for height, width in levels):
         raise ValueError(
@@ -141,6 +146,15 @@ def _checked_levels(
             f"level_sizes_hw = {levels}; got {value.shape[1]}. Flatten the same levels."
         )
     return levels
+
+
+def _check_num_points(op: str, name: str, tensor: Tensor) -> int:
+    if tensor.shape[4] < 1:
+        raise ValueError(
+            f"{op}: {name} must have P >= 1 points per level (dimension 4); "
+            f"got {[int(size) for size in tensor.shape]}. Pass at least one point."
+        )
+    return tensor.shape[4]
 
 
 def _check_tensor(op: str, name: str, tensor: Tensor, value: Tensor, *, axes: str) -> None:

@@ -28,9 +28,12 @@ def reference_attention(
         start = starts[level]
         image = value[:, start : start + height * width].to(exact).permute(0, 2, 3, 1)
         image = image.reshape(num_images * num_heads, head_dim, height, width)  # [B*N, D, H, W]
-        grid = _sampling_grid(points[:, :, :, level], height, width)  # [B*N, Q, P, 2]
+        is_inside = _is_inside(points[:, :, :, level], height, width)  # [B, Q, N, P]
+        grid = torch.where(is_inside[..., None], points[:, :, :, level] * 2 - 1, _FAR_OUTSIDE)
+        grid = grid.transpose(1, 2).flatten(0, 1)  # [B*N, Q, P, 2]
         samples = F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
-        level_weights = attention[:, :, :, level].transpose(1, 2)  # [B, N, Q, P]
+        level_weights = torch.where(is_inside, attention[:, :, :, level], 0.0)
+        level_weights = level_weights.transpose(1, 2)  # [B, N, Q, P]
         level_weights = level_weights.reshape(num_images * num_heads, 1, num_queries, -1)
         output = output + (samples * level_weights).sum(-1)  # [B*N, D, Q]
     output = output.reshape(num_images, num_heads * head_dim, num_queries).transpose(1, 2)
@@ -78,10 +81,8 @@ def _level_starts(level_sizes_hw: Sequence[tuple[int, int]]) -> list[int]:
     return starts
 
 
-def _sampling_grid(points: Tensor, height: int, width: int) -> Tensor:
+def _is_inside(points: Tensor, height: int, width: int) -> Tensor:
     # pixel centres lie at (index + 0.5) / size, so a corner is read for -1 < pixel < size
     x = points[..., 0] * width - 0.5
     y = points[..., 1] * height - 0.5
-    is_inside = (x > -1) & (x < width) & (y > -1) & (y < height)  # [B, Q, N, P]
-    grid = torch.where(is_inside[..., None], points * 2 - 1, _FAR_OUTSIDE)
-    return grid.transpose(1, 2).flatten(0, 1)  # [B*N, Q, P, 2]
+    return (x > -1) & (x < width) & (y > -1) & (y < height)

@@ -66,4 +66,47 @@ def _register(family: str) -> None:
         )
 
 
+def _triton_forward(value: Tensor, level_sizes_hw: Sequence[int], *samples: Tensor) -> Tensor:
+    # imported on the first launch: triton is not needed by any other backend
+    from kernels.msda import impl_triton
+
+    reference = samples[0] if len(samples) == 3 else None
+    return impl_triton.forward(value, level_sizes_hw, reference, samples[-2], samples[-1])
+
+
+def _triton_backward(
+    grad_output: Tensor,
+    value: Tensor,
+    level_sizes_hw: Sequence[int],
+    *samples_and_flag: Any,
+) -> tuple[Tensor, ...]:
+    from kernels.msda import impl_triton
+
+    *samples, deterministic = samples_and_flag
+    if deterministic and not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError(
+            "msda: the Triton backward adds with atomics, but deterministic algorithms are "
+            "required. Use backend='cuda', or torch.use_deterministic_algorithms(False)."
+        )
+    reference = samples[0] if len(samples) == 3 else None
+    grads = impl_triton.backward(
+        grad_output, value, level_sizes_hw, reference, samples[-2], samples[-1]
+    )
+    return tuple(grad for grad in grads if grad is not None)
+
+
 _register("msda")
+_register("msda_triton")
+for _form in ("msda_triton", "msda_triton_fused"):
+    # CPU: the interpreter of Triton
+    for _key in ("CUDA", "CPU"):
+        _LIBRARY.impl(f"{_form}_forward", _triton_forward, _key)
+        _LIBRARY.impl(f"{_form}_backward", _triton_backward, _key)
+
+_OPS = torch.ops.xdecoder
+FORWARD = {"cpu": _OPS.msda_forward, "cuda": _OPS.msda_forward, "triton": _OPS.msda_triton_forward}
+FUSED_FORWARD = {
+    "cpu": _OPS.msda_fused_forward,
+    "cuda": _OPS.msda_fused_forward,
+    "triton": _OPS.msda_triton_fused_forward,
+}
