@@ -3,6 +3,7 @@
 The CPU implementations come from the C++ library, the CUDA ones from Triton.
 """
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -87,5 +88,42 @@ torch.library.register_autograd(
     "xdecoder::masked_xattn_forward", _backward, setup_context=_save, lib=_library
 )
 
+
+# imported on the first launch: triton is not needed by any other backend
+def _triton_mask_bits(
+    mask_embed: Tensor, features: Tensor, num_unmasked_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    from kernels.masked_xattn import impl_triton
+
+    return impl_triton.mask_bits(mask_embed, features, num_unmasked_rows)
+
+
+def _triton_forward(
+    q: Tensor, k: Tensor, v: Tensor, bits: Tensor, row_any: Tensor
+) -> tuple[Tensor, Tensor]:
+    from kernels.masked_xattn import impl_triton
+
+    return impl_triton.forward(q, k, v, bits, row_any)
+
+
+def _triton_backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bits: Tensor,
+    row_any: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from kernels.masked_xattn import impl_triton
+
+    return impl_triton.backward(grad_out, q, k, v, out, lse, bits, row_any)
+
+
+_library.impl("mask_bits", _triton_mask_bits, "CUDA")
+_library.impl("masked_xattn_forward", _triton_forward, "CUDA")
+_library.impl("masked_xattn_backward", _triton_backward, "CUDA")
+
 # the reason why there is no Triton backend, or None
-WHY_NO_TRITON: str | None = "the Triton kernels are not there yet."
+WHY_NO_TRITON = None if find_spec("triton") else "the package triton is not installed."
