@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--max-images", type=int, help="of each split; default: all")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--size", type=_size_hw, metavar="HxW", help="default: as in training")
+    parser.add_argument("--size", type=size_hw_of, metavar="HxW", help="default: as in training")
     parser.add_argument("--object-threshold", type=float, help="of panoptic segments")
     parser.add_argument("--without-controls", action="store_true", help="skip exchanged texts")
     parser.add_argument("--with-java", action="store_true", help="METEOR, and Stanford's tokenizer")
@@ -85,6 +85,14 @@ def run(options: argparse.Namespace) -> ExitCode:
         Console().print(rich_table(report, title=title))
     _log.info("report: %s", path)
     return ExitCode.FINISHED
+
+
+def size_hw_of(text: str) -> tuple[int, int]:
+    """Height and width from HEIGHTxWIDTH, for argparse."""
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, as in 96x128; got {text!r}")
+    return int(height), int(width)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -143,13 +151,6 @@ def _settings_of(options: argparse.Namespace, config: RunConfig) -> EvaluationOp
 def _report_path(options: argparse.Namespace) -> Path:
     out: Path = options.out or options.checkpoint
     return out if out.suffix == ".json" else out / "report.json"
-
-
-def _size_hw(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH, as in 96x128; got {text!r}")
-    return int(height), int(width)
 
 
 if __name__ == "__main__":

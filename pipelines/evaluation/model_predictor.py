@@ -103,6 +103,7 @@ class ModelPredictor:
         return FoundSegments(
             segment_ids=panoptic.ids.cpu().numpy().astype(np.int64),
             classes={segment.id: segment.class_id for segment in panoptic.segments},
+            scores={segment.id: segment.score for segment in panoptic.segments},
             semantic=semantic.cpu().numpy(),
             instances=_instances(found),
         )

@@ -24,12 +24,13 @@ class FoundInstance(NamedTuple):
 class FoundSegments:
     """Everything that is seen in one image; classes are places in the vocabulary.
 
-    segment_ids: 0 where there is nothing; classes: class of each id that occurs;
+    segment_ids: 0 where there is nothing; classes, scores: of each id that occurs;
     semantic: class of each pixel; instances: from the surest on.
     """
 
     segment_ids: Int[np.ndarray, "h w"]
     classes: dict[int, int]
+    scores: dict[int, float]
     semantic: Int[np.ndarray, "h w"]
     instances: tuple[FoundInstance, ...]
 
