@@ -33,10 +33,29 @@ class Matching:
     query_index: Int[Tensor, "l m"]
     is_matched: Bool[Tensor, "l m"]
 
+    def last(self, num_layers: int) -> "Matching":
+        """The matching of the last predictions only."""
+        return Matching(
+            image_index=self.image_index,
+            query_index=self.query_index[-num_layers:],
+            is_matched=self.is_matched[-num_layers:],
+        )
+
 
 def pad_targets(flat: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows of all images, one image after another, as [B, most, ...] with zeros at the end."""
     return pad_sequence(list(flat.split(list(counts))), batch_first=True)
+
+
+def matching_cost(
+    label_probs: Float[Tensor, "*b q m"],
+    point_logits: Float[Tensor, "*b q p"],
+    point_targets: Float[Tensor, "*b m p"],
+    costs: MatchingCosts,
+) -> Float[Tensor, "*b q m"]:
+    """What it costs to give a target to a query; less for a likelier label and a better mask."""
+    terms = pairwise_terms(point_logits, point_targets)
+    return costs.bce * terms.bce + costs.dice * terms.dice - costs.label * label_probs
 
 
 @torch.no_grad()
@@ -65,8 +84,7 @@ def match(
     # a layer at a time: the mask logits of all queries at all points are the largest tensor here
     for layer in range(num_layers if total else 0):
         logits = mask_embeddings[layer] @ point_features  # [B, Q, P]
-        terms = pairwise_terms(logits, point_targets)
-        cost = costs.bce * terms.bce + costs.dice * terms.dice - costs.label * label_probs[layer]
+        cost = matching_cost(label_probs[layer], logits, point_targets, costs)
         if not torch.isfinite(cost).all():
             _raise_not_finite(
                 layer,

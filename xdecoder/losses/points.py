@@ -16,11 +16,17 @@ class PointSampling:
 
     num_points: points per mask; oversample: candidates per point; importance: share of the
     points that are the most uncertain candidates, the rest is uniform.
+    is_shared_by_layers: a mask's points are where its last prediction is uncertain, and all
+    decoder layers are compared there; otherwise every layer has points of its own, as in
+    Mask2Former, which costs a selection per layer.
+    num_matching_points: uniform points at which queries are matched; None for `num_points`.
     """
 
     num_points: int = 12544
     oversample: float = 3.0
     importance: float = 0.75
+    is_shared_by_layers: bool = False
+    num_matching_points: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_points < 1 or self.oversample < 1 or not 0 <= self.importance <= 1:
@@ -29,6 +35,10 @@ class PointSampling:
                 f"importance within 0..1; got {self.num_points}, {self.oversample}, "
                 f"{self.importance}."
             )
+
+    @property
+    def num_for_matching(self) -> int:
+        return self.num_matching_points or self.num_points
 
     @property
     def num_candidates(self) -> int:
@@ -56,12 +66,12 @@ def uncertain_points(
     Source: PointRend, and criterion.py of facebookresearch/Mask2Former.
     """
     num_masks, num_maps = logits.shape[:2]
-    candidates = draws.uniform(num_masks, sampling.num_candidates, 2).to(logits.device)
-    fresh = draws.uniform(num_masks, sampling.num_points - sampling.num_important, 2)
+    candidates = draws.uniform(num_masks, sampling.num_candidates, 2).to(logits)
+    fresh = draws.uniform(num_masks, sampling.num_points - sampling.num_important, 2).to(logits)
     with torch.no_grad():
         certainty = sample_points(logits.detach(), candidates).abs_()  # [M, K, candidates]
         chosen = certainty.topk(sampling.num_important, dim=2, largest=False, sorted=False).indices
-        rows = torch.arange(num_masks, device=logits.device)[:, None, None]
-        important = candidates[rows, chosen]  # [M, K, important, 2]
-        fresh = fresh.to(logits.device)[:, None].expand(-1, num_maps, -1, -1)
+        index = chosen.flatten(1).unsqueeze(2).expand(-1, -1, 2)  # [M, K*important, 2]
+        important = candidates.gather(1, index).unflatten(1, (num_maps, sampling.num_important))
+        fresh = fresh.unsqueeze(1).expand(-1, num_maps, -1, -1)
         return torch.cat([important, fresh], dim=2)  # [M, K, P, 2]

@@ -26,6 +26,7 @@ def build_tasks(config: LossConfig, world: World | None = None) -> tuple[Task[An
         ImageTextTask(
             captioning=config.captioning,
             retrieval=config.retrieval,
+            retrieval_alignment=config.retrieval_alignment,
             retrieval_backbone=config.retrieval_backbone,
             scale_limit=config.scale_limit,
             world=world,

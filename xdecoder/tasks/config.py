@@ -52,7 +52,7 @@ class RegionTextWeights:
 class LayeredWeight:
     """A weight at each of the last `num_layers` predictions."""
 
-    weight: float
+    weight: float = 2.0
     num_layers: int = 3
 
 
@@ -60,8 +60,10 @@ class LayeredWeight:
 class LossConfig:
     """All weights; the defaults are those of X-Decoder's released training.
 
-    retrieval_backbone: weight of the contrast between pooled backbone maps and captions;
-    scale_limit: largest factor on a cosine; templates: one is drawn per class and step.
+    retrieval: contrast between global queries and captions; retrieval_alignment: contrast between
+    latent queries and caption tokens, relative to it; retrieval_backbone: contrast between pooled
+    backbone maps and captions; scale_limit: largest factor on a cosine;
+    templates: one is drawn per class and step.
     """
 
     matching: MatchingCosts = field(default_factory=MatchingCosts)
@@ -69,8 +71,9 @@ class LossConfig:
     mask: MaskWeights = field(default_factory=MaskWeights)
     grounding: GroundingWeights = field(default_factory=GroundingWeights)
     region_text: RegionTextWeights = field(default_factory=RegionTextWeights)
-    captioning: LayeredWeight = LayeredWeight(weight=2.0)
-    retrieval: LayeredWeight = LayeredWeight(weight=2.0)
+    captioning: LayeredWeight = LayeredWeight()
+    retrieval: LayeredWeight = LayeredWeight()
+    retrieval_alignment: float = 0.5
     retrieval_backbone: float = 8.0
     scale_limit: float = 100.0
     templates: tuple[str, ...] = TEMPLATES

@@ -8,7 +8,13 @@ from torch import Tensor
 
 from xdecoder.batch import ImageTextBatch
 from xdecoder.losses.caption import caption_terms
-from xdecoder.losses.contrastive import contrastive_terms, similarity_scale, text_ids
+from xdecoder.losses.contrastive import (
+    alignment_terms,
+    contrastive_terms,
+    first_of_equals,
+    similarity_scale,
+    text_ids,
+)
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.world import World
 from xdecoder.model import XDecoder
@@ -32,6 +38,7 @@ class ImageTextTask:
 
     captioning: LayeredWeight
     retrieval: LayeredWeight
+    retrieval_alignment: float
     retrieval_backbone: float
     scale_limit: float
     world: World
@@ -88,16 +95,20 @@ class ImageTextTask:
         scale = similarity_scale(model.logit_scale, self.scale_limit)
         ids = self.world.gather(text_ids(batch.captions, text.sentence.device))
         sentences = self.world.gather(full_precision(text.sentence))
-        is_positive = ids[:, None] == ids[None]
+        columns = first_of_equals(ids)
+        is_positive = ids[:, None] == ids[columns][None]
         num_layers = self.retrieval.num_layers
         images = stacked(output, "embeddings", output.layout.global_query, num_layers)
         images = torch.cat(
             [images.squeeze(2), full_precision(features.pooled)[None]]
         )  # [L+1, B, C]
         images = self.world.gather(images.transpose(0, 1).contiguous()).transpose(0, 1)
-        values = contrastive_terms(images, sentences, is_positive, scale)
-        terms = keyed(
-            self.name, "retrieval", values[:-1], self.retrieval.weight, len(output.layers)
-        )
-        key = loss_key(self.name, "retrieval_backbone", len(output.layers) - 1)
+        values = contrastive_terms(images, sentences[columns], is_positive, scale)
+        num_predictions = len(output.layers)
+        terms = keyed(self.name, "retrieval", values[:-1], self.retrieval.weight, num_predictions)
+        latents = stacked(output, "embeddings", output.layout.latents, num_layers)
+        aligned = alignment_terms(latents, full_precision(text.tokens), text.is_padding, scale)
+        weight = self.retrieval.weight * self.retrieval_alignment
+        terms |= keyed(self.name, "retrieval_alignment", aligned, weight, num_predictions)
+        key = loss_key(self.name, "retrieval_backbone", num_predictions - 1)
         return terms | {key: self.retrieval_backbone * values[-1]}

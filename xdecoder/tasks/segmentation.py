@@ -11,7 +11,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xdecoder.batch import PhraseTargets, SegmentationBatch
-from xdecoder.losses.contrastive import contrastive_terms, cosine, similarity_scale, text_ids
+from xdecoder.losses.contrastive import (
+    contrastive_terms,
+    cosine,
+    first_of_equals,
+    similarity_scale,
+    text_ids,
+)
 from xdecoder.losses.criterion import (
     describe_segments,
     grounding_terms,
@@ -126,7 +132,7 @@ class SegmentationTask:
         prompts: Sequence[str],
         phrases: Sequence[PhraseTargets],
     ) -> dict[str, Tensor]:
-        points = step.draws.uniform(len(batch.images), self.points.num_points, 2)
+        points = step.draws.uniform(len(batch.images), self.points.num_for_matching, 2)
         points = points.to(batch.images.device)
         point_features = sample_points(step.mask_features.detach(), points)
         canvas_hw = canvas_size_hw(step.output)
@@ -239,16 +245,20 @@ class SegmentationTask:
         segment, phrase = pairs.segment[has_query], pairs.phrase[has_query]
         texts = [text for targets in phrases for text in targets.phrases]
         sentences = step.texts.sentences(texts)[phrase]
-        embeddings = stacked(output, "embeddings", output.layout.latents, len(output.layers))
-        regions = matched_rows(embeddings, matching)[segment, -weights.num_layers :]  # [N, L, C]
+        embeddings = stacked(output, "embeddings", output.layout.latents, weights.num_layers)
+        regions = matched_rows(embeddings, matching.last(len(embeddings)))[segment]  # [N, L, C]
         world = self.world
         words = world.gather(text_ids(texts, segment.device)[phrase])
         places = world.gather(segment + world.rank * SEGMENTS_PER_PROCESS)
-        is_positive = (words[:, None] == words[None]) | (places[:, None] == places[None])
+        columns = first_of_equals(words)
+        # a region's right answers are all texts that were paired with its segment
+        is_paired = (places[:, None] == places[None]).float() @ (
+            words[:, None] == words[columns][None]
+        ).float()
         values = contrastive_terms(
             world.gather(regions).transpose(0, 1),
-            world.gather(sentences),
-            is_positive,
+            world.gather(sentences)[columns],
+            is_paired > 0,
             similarity_scale(step.model.logit_scale, self.scale_limit),
             weights.region_share,
         )
