@@ -35,6 +35,23 @@ def gradients_of():
 
 
 @pytest.fixture
+def assert_recomputes(gradients_of, randomised):
+    """Assert that a module's twin runs its blocks twice in training and learns the same."""
+
+    def check(module: nn.Module, twin: nn.Module, block: nn.Module, images: torch.Tensor) -> None:
+        twin.load_state_dict(randomised(module).state_dict())
+        runs = []
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
+        expected, actual = gradients_of(module, images), gradients_of(twin, images)
+        assert len(runs) == 2
+        assert set(actual) == {name for name, p in module.named_parameters() if p.requires_grad}
+        for name, gradient in expected.items():
+            torch.testing.assert_close(actual[name], gradient)
+
+    return check
+
+
+@pytest.fixture
 def official_backbone_shapes(shared_dir):
     """Empty tensors under the official names of one model's backbone."""
 
