@@ -4,11 +4,8 @@ Deviations are measured in units of the recorded tensor's RMS.
 """
 
 import json
-from pathlib import Path
 
-import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from xdecoder.losses.caption import caption_terms
@@ -31,10 +28,8 @@ TOLERANCE = 1e-4
 class Recording:
     """One recorded file: tensors by name, and what is not a tensor."""
 
-    def __init__(self, path: Path) -> None:
-        with safe_open(path, "pt") as file:
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            self.metadata = file.metadata()
+    def __init__(self, golden) -> None:
+        self.tensors, self.metadata = golden
 
     def __getitem__(self, key: str) -> Tensor:
         return self.tensors[key]
@@ -44,25 +39,14 @@ class Recording:
         return [self.tensors[key] for key in keys]
 
 
-@pytest.fixture
-def case(shared_dir: Path) -> Path:
-    return shared_dir / "golden" / "xdecoder" / "case_a"
-
-
-def case_cut_off(case: Path, term: str) -> int:
-    """At how many of the last predictions a term is computed."""
-    config = json.loads((case / "config.json").read_text())
-    return int(config["MODEL"]["DECODER"][f"TOP_{term}_LAYERS"])
-
-
 def assert_close(actual: Tensor, recorded: Tensor) -> None:
     deviation = (actual.double() - recorded.double()).abs().max()
     rms = recorded.double().square().mean().sqrt()
     assert deviation <= TOLERANCE * rms, f"{float(deviation / rms):.2e} of RMS"
 
 
-def test_matching_gives_the_recorded_costs_and_pairs(case: Path) -> None:
-    recording = Recording(case / "sub_matcher.safetensors")
+def test_matching_gives_the_recorded_costs_and_pairs(golden):
+    recording = Recording(golden("sub_matcher"))
     probs = recording["in.pred_logits"].softmax(-1)
     costs = MatchingCosts()
     for image in range(2):
@@ -86,8 +70,8 @@ def test_matching_gives_the_recorded_costs_and_pairs(case: Path) -> None:
         assert torch.equal(matching.query_index[0], expected)
 
 
-def test_points_and_mask_terms_are_the_recorded_ones(case: Path) -> None:
-    recording = Recording(case / "sub_point_sampling.safetensors")
+def test_points_and_mask_terms_are_the_recorded_ones(golden):
+    recording = Recording(golden("sub_point_sampling"))
     sampling = PointSampling(num_points=int(recording.metadata["num_points"]))
     draws = [recording["in.rand_0"], recording["in.rand_1"]]
     logits, targets = recording["in.logits"], recording["in.target_masks"][:, 0]
@@ -109,8 +93,8 @@ def _sorted_rows(points: Tensor) -> Tensor:
     return points.gather(1, order.unsqueeze(2).expand_as(points))
 
 
-def test_contrastive_terms_are_the_recorded_ones(case: Path) -> None:
-    recording = Recording(case / "sub_contrastive_losses.safetensors")
+def test_contrastive_terms_are_the_recorded_ones(golden):
+    recording = Recording(golden("sub_contrastive_losses"))
     images, texts, ids = recording["in.v"], recording["in.t"], recording["in.hash"]
     scale = similarity_scale(recording["in.logit_scale"], 100.0)
     columns = first_of_equals(ids)
@@ -125,8 +109,8 @@ def test_contrastive_terms_are_the_recorded_ones(case: Path) -> None:
 class RecordedStep:
     """The official segmentation step: outputs, targets and draws of every prediction."""
 
-    def __init__(self, path: Path) -> None:
-        self.recording = Recording(path)
+    def __init__(self, golden) -> None:
+        self.recording = Recording(golden)
         self.draws = RecordedDraws(self.recording.numbered("rand."))
         points = self.recording["rand.000"].shape[1]
         self.sampling = PointSampling(num_points=points)
@@ -165,8 +149,8 @@ class RecordedStep:
         return sampled_mask_terms(rows.unsqueeze(1), targets, self.draws, self.sampling)
 
 
-def test_segmentation_losses_are_the_recorded_ones_at_every_prediction(case: Path) -> None:
-    step = RecordedStep(case / "full_train_seg.safetensors")
+def test_segmentation_losses_are_the_recorded_ones_at_every_prediction(golden, official):
+    step = RecordedStep(golden("full_train_seg"))
     recording = step.recording
     masks, phrase_masks = (
         recording.numbered("tgt.masks_"),
@@ -194,7 +178,7 @@ def test_segmentation_losses_are_the_recorded_ones_at_every_prediction(case: Pat
         terms = step.mask_terms(maps, matching, masks)
         assert_close(terms.bce.sum() / sum(counts), recording[f"loss_raw.loss_mask_bce_{index}"])
         assert_close(terms.dice.sum() / sum(counts), recording[f"loss_raw.loss_mask_dice_{index}"])
-        if index >= case_cut_off(case, "GROUNDING"):
+        if index >= official["DECODER"]["TOP_GROUNDING_LAYERS"]:
             continue
         maps, rows = step.output("pred_gmasks", index), step.output("pred_gtexts", index)
         scale = similarity_scale(recording["tgt.logit_scale"], 100.0)
@@ -217,12 +201,12 @@ def _unit(rows: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=-1)
 
 
-def test_caption_and_retrieval_losses_are_the_recorded_ones(case: Path) -> None:
-    recording = Recording(case / "full_train_vlp.safetensors")
-    with safe_open(case / "weights.safetensors", "pt") as file:
-        prefix = "sem_seg_head.predictor.lang_encoder."
-        table = file.get_tensor(prefix + "lang_encoder.token_embedding.weight").float()
-        scale = similarity_scale(file.get_tensor(prefix + "logit_scale").float(), 100.0)
+def test_caption_and_retrieval_losses_are_the_recorded_ones(golden, official):
+    recording = Recording(golden("full_train_vlp"))
+    weights = golden("weights").tensors
+    prefix = "sem_seg_head.predictor.lang_encoder."
+    table = weights[prefix + "lang_encoder.token_embedding.weight"]
+    scale = similarity_scale(weights[prefix + "logit_scale"], 100.0)
     ids = torch.cat(recording.numbered("tgt.caption_tokenids_"))
     is_padding = torch.cat(recording.numbered("tgt.caption_mask_")) == 0
     sentences = torch.cat(recording.numbered("tgt.caption_proj_"))
@@ -231,12 +215,12 @@ def test_caption_and_retrieval_losses_are_the_recorded_ones(case: Path) -> None:
     num_predictions = sum(key.startswith("loss_raw.loss_capt") for key in recording.tensors)
     for index in range(num_predictions):
         part = "crit_in." if index == 0 else f"crit_in.aux{num_predictions - 1 - index}."
-        if index < case_cut_off(case, "CAPTIONING"):
+        if index < official["DECODER"]["TOP_CAPTIONING_LAYERS"]:
             states = recording[part + "pred_captionings"][None]
             total = caption_terms(states, table, ids, is_padding)[0]
             count = int((~is_padding[:, 1:]).sum())
             assert_close(total / (count + 1), recording[f"loss_raw.loss_captioning_{index}"])
-        if index < case_cut_off(case, "RETRIEVAL"):
+        if index < official["DECODER"]["TOP_RETRIEVAL_LAYERS"]:
             rows = recording[part + "pred_captions"][None]
             contrast = contrastive_terms(rows[:, :, -1], sentences, is_own, scale)
             aligned = alignment_terms(rows[:, :, :-1], tokens, is_padding, scale)

@@ -1,0 +1,145 @@
+"""Predictions at full resolution."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from xdecoder import postprocess
+from xdecoder.postprocess import boxes_from_masks, instances, panoptic, resize_masks, semantic
+
+
+def logits_of(*masks: Tensor, strength: float = 8.0) -> Tensor:
+    return (torch.stack(masks).float() * 2 - 1) * strength
+
+
+def left_of(column: int, height: int = 6, width: int = 10) -> Tensor:
+    return (torch.arange(width) < column).expand(height, width)
+
+
+def probs_of(*class_ids: int, num_classes: int, score: float = 0.95) -> Tensor:
+    probs = torch.full((len(class_ids), num_classes + 1), (1 - score) / num_classes)
+    probs[torch.arange(len(class_ids)), torch.tensor(class_ids)] = score
+    return probs
+
+
+@pytest.fixture
+def recorded(golden):
+    return golden("sub_postprocess")
+
+
+def recorded_masks(tensors):
+    height, width = tensors["in.mask_logits"].shape[1:]
+    return resize_masks(
+        tensors["in.mask_logits"],
+        canvas_hw=(4 * height, 4 * width),
+        valid_hw=tuple(tensors["in.img_hw_valid"].tolist()),
+        out_hw=tuple(tensors["in.out_hw"].tolist()),
+        mode="bicubic_antialias",
+    )
+
+
+def recorded_is_thing(facts):
+    things = set(json.loads(facts["things"]))
+    return [index in things for index in range(int(facts["num_classes"]))]
+
+
+def test_maps_are_the_recorded_ones(recorded):
+    tensors, facts = recorded
+    masks = recorded_masks(tensors)
+    # the file keeps the maps of the first queries only
+    kept = tensors["mid.postprocessed"]
+    # the recordings are float64, rounded to float32
+    assert (masks[: len(kept)] - kept).abs().max() <= 1e-4 * kept.square().mean().sqrt()
+    probs = tensors["in.class_logits"].softmax(-1)
+    torch.testing.assert_close(semantic(probs, masks), tensors["out.semantic"])
+    with_background = semantic(probs, masks, keep_background=True)
+    torch.testing.assert_close(with_background, tensors["out.semantic_keep_bgd"])
+    result = panoptic(probs, masks, is_thing=recorded_is_thing(facts))
+    assert torch.equal(result.ids, tensors["out.panoptic"])
+    found = [(s.id, s.is_thing, s.class_id) for s in result.segments]
+    expected = json.loads(facts["segments_info"])
+    assert found == [(s["id"], s["isthing"], s["category_id"]) for s in expected]
+
+
+def test_instances_are_the_recorded_ones(recorded):
+    tensors, facts = recorded
+    probs = tensors["in.class_logits"].softmax(-1)
+    found = instances(
+        probs,
+        recorded_masks(tensors),
+        top_k=int(facts["topk"]),
+        is_thing=recorded_is_thing(facts),
+    )
+    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+    # the recorded order is that of an unsorted top-k: compare as sets
+    ours = _instance_rows(*found)
+    theirs = _instance_rows(
+        tensors["out.inst_scores"],
+        tensors["out.inst_classes"],
+        tensors["out.inst_masks"].bool(),
+        tensors["out.inst_boxes_from_masks"],
+    )
+    assert ours == theirs
+
+
+def _instance_rows(scores, class_ids, masks, boxes):
+    rows = zip(scores.tolist(), class_ids.tolist(), masks, boxes.tolist(), strict=True)
+    # scores are float32 values of about 1 with a handful of roundings
+    return sorted((round(s, 5), c, int(m.sum()), tuple(b)) for s, c, m, b in rows)
+
+
+def test_results_do_not_depend_on_how_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, probs = torch.randn(7, 5, 9), torch.rand(7, 4)
+    sizes = {"canvas_hw": (20, 36), "valid_hw": (17, 30), "out_hw": (23, 41)}
+    whole = resize_masks(logits, **sizes)
+    scores = semantic(probs, whole)
+    monkeypatch.setattr(postprocess, "CHUNK_ELEMENTS", 2000)
+    assert torch.equal(resize_masks(logits, **sizes), whole)
+    torch.testing.assert_close(semantic(probs, whole), scores)
+
+
+def test_padding_is_cut_off_before_the_last_resize() -> None:
+    # the right half of the canvas is padding: the map's left half fills the result
+    logits = logits_of(left_of(6, height=4, width=12))
+    sizes = {"canvas_hw": (16, 48), "valid_hw": (16, 24), "out_hw": (8, 12)}
+    assert bool((resize_masks(logits, **sizes) > 0).all())
+    whole = resize_masks(logits, canvas_hw=(16, 48), valid_hw=(16, 48), out_hw=(8, 12))
+    assert torch.equal(whole[0] > 0, left_of(6, height=8, width=12))
+
+
+def test_stuff_of_one_class_is_one_segment_and_things_are_not() -> None:
+    masks = logits_of(left_of(3), left_of(6) & ~left_of(3), ~left_of(6))
+    stuff = panoptic(probs_of(1, 1, 0, num_classes=2), masks, is_thing=[True, False])
+    assert [s.class_id for s in stuff.segments] == [1, 0]
+    assert torch.equal(stuff.ids[0], torch.tensor([1] * 6 + [2] * 4, dtype=torch.int32))
+    assert [s.area_px for s in stuff.segments] == [36, 24]
+    things = panoptic(probs_of(0, 0, 0, num_classes=2), masks, is_thing=[True, False])
+    assert len(things.segments) == 3
+
+
+def test_a_query_that_wins_little_of_its_mask_is_dropped() -> None:
+    masks = logits_of(left_of(8), left_of(9))
+    masks[1] *= 0.5
+    result = panoptic(probs_of(0, 1, num_classes=2), masks, is_thing=[True, True])
+    assert [s.class_id for s in result.segments] == [0]
+    everything = panoptic(
+        probs_of(0, 1, num_classes=2), masks, is_thing=[True, True], overlap_threshold=0.05
+    )
+    assert [s.class_id for s in everything.segments] == [0, 1]
+
+
+def test_background_and_doubtful_queries_make_no_segment() -> None:
+    masks = logits_of(left_of(5), ~left_of(5))
+    probs = torch.cat([probs_of(2, num_classes=2), probs_of(0, num_classes=2, score=0.6)])
+    result = panoptic(probs, masks, is_thing=[True, True])
+    assert result.segments == ()
+    assert not result.ids.any()
+
+
+def test_boxes_end_after_the_last_pixel_and_x_comes_first() -> None:
+    mask = torch.zeros(2, 6, 10, dtype=torch.bool)
+    mask[0, 1:4, 2:9] = True
+    boxes = boxes_from_masks(mask)
+    assert boxes.tolist() == [[2.0, 1.0, 9.0, 4.0], [0.0, 0.0, 0.0, 0.0]]
