@@ -63,7 +63,7 @@ def make_panels(
         for record in _in_order(found, image_ids)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows).save(path, optimize=True)
+    contact_sheet(rows).save(path)
     return path
 
 
@@ -89,7 +89,7 @@ class TrainingPanels:
         ]
         path = self._folder / f"step_{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(rows).save(path, optimize=True)
+        contact_sheet(rows).save(path)
         return {"train": path}
 
 

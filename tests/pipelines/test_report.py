@@ -1,0 +1,115 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipelines.evaluate import main as evaluate
+from pipelines.report import best_and_worst, main
+from pipelines.report_page import restarts
+
+VOID = {"meta", "img", "br", "line", "polyline"}
+
+
+class Balance(HTMLParser):
+    """Fails on a closing tag that closes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(
+    tiny_run: Path, scenes_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated") / "some <run>"
+    shutil.copytree(tiny_run, folder)
+    words = ["--checkpoint", str(folder), "--root", str(scenes_root), "--max-images", "3"]
+    assert evaluate([*words, "--quiet", "--object-threshold", "0", "--stages", "segmentation",
+                     "retrieval"]) == 0  # fmt: skip
+    return folder
+
+
+def test_a_page_has_metrics_curves_pictures_and_origin(evaluated_run: Path) -> None:
+    assert main([str(evaluated_run), "--num-panels", "1"]) == 0
+    page = (evaluated_run / "report.html").read_text()
+    assert "some &lt;run&gt;" in page
+    assert page.count("<svg") >= 5
+    assert page.count("data:image/jpeg;base64,") == 2
+    for text in ("restart 1", "loss by task", "captions of other images", "Configuration"):
+        assert text in page
+    checker = Balance()
+    checker.feed(page)
+    assert checker.open == []
+
+
+def test_a_page_loads_nothing_from_elsewhere(evaluated_run: Path) -> None:
+    assert main([str(evaluated_run), "--num-panels", "0"]) == 0
+    page = (evaluated_run / "report.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+    assert "<script" not in page
+    assert "prefers-color-scheme:dark" in page
+
+
+def test_a_run_without_evaluation_has_its_curves(tiny_run: Path, tmp_path: Path) -> None:
+    assert main([str(tiny_run), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<svg" in page
+    assert "Metrics, percent" not in page
+
+
+def test_the_table_is_markdown(evaluated_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(evaluated_run), "--table"]) == 0
+    assert "| Segmentation | PQ |" in capsys.readouterr().out
+
+
+def test_a_missing_report_says_how_to_make_it(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tiny_run), "--table"]) == 3
+    assert "python -m pipelines.evaluate --checkpoint" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tmp_path)]) == 3
+    assert "must hold metrics.jsonl or report.json" in capsys.readouterr().err
+
+
+def test_a_damaged_report_is_named(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "report.json").write_text("{")
+    assert main([str(tiny_run), "--report", str(tmp_path / "report.json"), "--table"]) == 3
+    assert "report.json: must be JSON" in capsys.readouterr().err
+
+
+def test_lost_data_cost_the_panels_and_not_the_page(evaluated_run: Path, tmp_path: Path) -> None:
+    report = json.loads((evaluated_run / "report.json").read_text())
+    report["root"] = str(tmp_path / "gone")
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    words = [str(evaluated_run), "--report", str(tmp_path / "report.json")]
+    assert main([*words, "--out", str(tmp_path / "page.html")]) == 0
+    assert "data:image" not in (tmp_path / "page.html").read_text()
+
+
+def test_no_image_is_best_and_worst() -> None:
+    images = {str(key): {"pq": float(key)} for key in range(5)} | {"9": {"cider": 1.0}}
+    assert best_and_worst({"images": images}, 3) == ([4, 3, 2], [0, 1])
+
+
+def test_restarts_are_where_the_start_changes() -> None:
+    rows = [{"step": step, "restart": step // 3} for step in range(1, 8)]
+    assert restarts(rows) == [(3.0, "restart 1"), (6.0, "restart 2")]
