@@ -23,9 +23,6 @@ class XDecoder(nn.Module):
     cannot hold scalars.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(
         self,
         *,
@@ -49,8 +46,8 @@ class XDecoder(nn.Module):
         self.tokenizer = tokenizer
         self.logit_scale = nn.Parameter(torch.full((1,), initial_logit_scale))
         self.size_divisibility = size_divisibility
-        self.register_buffer("pixel_mean", _per_channel(pixel_mean), persistent=False)
-        self.register_buffer("pixel_std", _per_channel(pixel_std), persistent=False)
+        # not buffers, which would lose digits in a 16-bit model
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         nn.init.trunc_normal_(self.image_projection.weight, std=0.02)
 
     @property
@@ -92,7 +89,11 @@ class XDecoder(nn.Module):
         self, images: Tensor, valid_sizes_hw: Sequence[tuple[int, int]] | None
     ) -> Tensor:
         height, width = images.shape[2:]
-        images = (images - self.pixel_mean) / self.pixel_std
+        images = images.to(torch.promote_types(self.token_table.dtype, torch.float32))
+        mean, std = (
+            images.new_tensor(values).view(3, 1, 1) for values in (self.pixel_mean, self.pixel_std)
+        )
+        images = (images - mean) / std
         if valid_sizes_hw is not None:
             rows = torch.arange(height, device=images.device)
             columns = torch.arange(width, device=images.device)
@@ -101,8 +102,5 @@ class XDecoder(nn.Module):
             is_valid_column = columns < sizes_hw[:, 1:]  # [B, W]
             images = images * (is_valid_row[:, :, None] & is_valid_column[:, None])[:, None]
         divisor = self.size_divisibility
-        return F.pad(images, (0, -width % divisor, 0, -height % divisor))
-
-
-def _per_channel(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+        images = F.pad(images, (0, -width % divisor, 0, -height % divisor))
+        return images.to(self.token_table.dtype)

@@ -8,7 +8,6 @@ import json
 
 import pytest
 import torch
-from torch import nn
 
 from kernels.masked_xattn import mask_bits, resize_mask_features
 from xdecoder.convert.rules import convert
@@ -88,7 +87,8 @@ def official_text(official, official_head):
     )
     encoder.load_state_dict(_part(official_head, "text_encoder."))
 
-    class Text(nn.Module):
+    class Text:
+        text_encoder = encoder
         tokenizer = Tokenizer(
             context_length=settings["CONTEXT_LENGTH"],
             num_merges=encoder.token_embedding.num_embeddings - 514,

@@ -57,7 +57,10 @@ def test_what_stands_in_the_padding_does_not_matter_when_sizes_are_given(small_m
 @torch.no_grad()
 def test_pooled_vector_is_the_projected_mean_of_the_coarsest_map(small_model):
     images = torch.rand(1, 3, 64, 96) * 255
-    normalised = (images - small_model.pixel_mean) / small_model.pixel_std
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (small_model.pixel_mean, small_model.pixel_std)
+    )
+    normalised = (images - mean) / std
     coarsest = small_model.backbone(normalised)[-1]
     expected = small_model.image_projection(coarsest.mean((2, 3)))
     torch.testing.assert_close(small_model.encode_images(images).pooled, expected)
@@ -67,6 +70,31 @@ def test_parameters_can_be_sharded(small_model):
     for name, parameter in small_model.named_parameters():
         assert parameter.dim() >= 1, name
         assert parameter.is_contiguous(), name
+
+
+@pytest.mark.parametrize("mode", ["autocast", "weights"])
+def test_a_16_bit_pass_stays_near_the_32_bit_one(small_model, mode):
+    images = torch.rand(2, 3, 64, 96) * 255
+
+    def loss(model):
+        output = model(images, _queries(model, ["the red circle", "a square"]))
+        last = output.layers[0]
+        return (
+            torch.stack(
+                [part.float().square().mean() for part in (last.embeddings, last.caption_states)]
+            ).sum()
+            + model.encode_images(images).mask_features.float().square().mean()
+        )
+
+    expected = loss(small_model).item()
+    if mode == "autocast":
+        with torch.autocast("cpu", torch.bfloat16):
+            actual = loss(small_model)
+    else:
+        actual = loss(small_model.to(torch.bfloat16))
+    actual.backward()
+    # bfloat16 rounds by up to 2**-8, and some 16 layers follow each other
+    assert actual.item() == pytest.approx(expected, rel=16 * 2**-8)
 
 
 @torch.no_grad()

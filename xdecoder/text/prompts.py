@@ -1,7 +1,7 @@
 """Names to prompts to unit class vectors."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ NAME_SUFFIXES = ("-other", "-merged", "-stuff")
 PROMPTS_PER_CALL = 1024
 
 
+@runtime_checkable
 class EncodesText(Protocol):
     """What this module needs of a model: a tokenizer and a text encoder."""
 
