@@ -139,7 +139,7 @@ class DeformableEncoderLayer(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b s c"],
-        positions: Float[Tensor, "b s c"],
+        positions: Float[Tensor, "#b s c"],
         level_sizes_hw: Sequence[tuple[int, int]],
         reference: Float[Tensor, "b s l 2"],
     ) -> Float[Tensor, "b s c"]:
