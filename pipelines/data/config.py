@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from pipelines.errors import ConfigError
+
 SizeHW = tuple[int, int]
 
 
@@ -22,14 +24,14 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.flip_prob <= 1.0:
-            raise ValueError(f"AugmentConfig: flip_prob must be in [0, 1]; got {self.flip_prob}.")
+            raise ConfigError(f"AugmentConfig: flip_prob must be in [0, 1]; got {self.flip_prob}.")
         low, high = self.scale_range
         if not 0.0 < low <= high:
-            raise ValueError(
+            raise ConfigError(
                 f"AugmentConfig: scale_range must be 0 < low <= high; got {self.scale_range}."
             )
         if not 0.0 <= self.colour_strength < 1.0:
-            raise ValueError(
+            raise ConfigError(
                 f"AugmentConfig: colour_strength must be in [0, 1); got {self.colour_strength}."
             )
 
@@ -54,7 +56,7 @@ class SegmentationDataConfig:
     def __post_init__(self) -> None:
         _check_task("segmentation", self.shards, self.weights, self.size_hw, self.batch_size)
         if self.max_phrases < 0:
-            raise ValueError(
+            raise ConfigError(
                 f"data.segmentation: max_phrases must not be negative; got {self.max_phrases}."
             )
 
@@ -94,13 +96,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.segmentation.batch_size == 0 and self.image_text.batch_size == 0:
-            raise ValueError(
+            raise ConfigError(
                 "data: at least one of segmentation.batch_size and image_text.batch_size "
                 "must be positive; got 0 and 0."
             )
         for name, low in (("num_workers", 0), ("prefetch", 1), ("shuffle_window", 1)):
             if getattr(self, name) < low:
-                raise ValueError(f"data.{name} must be >= {low}; got {getattr(self, name)}.")
+                raise ConfigError(f"data.{name} must be >= {low}; got {getattr(self, name)}.")
 
 
 def _check_task(
@@ -111,13 +113,13 @@ def _check_task(
     batch_size: int,
 ) -> None:
     if weights and len(weights) != len(shards):
-        raise ValueError(
+        raise ConfigError(
             f"data.{task}: weights must be empty or one per shard folder ({len(shards)}); "
             f"got {len(weights)}."
         )
     if any(weight <= 0 for weight in weights):
-        raise ValueError(f"data.{task}: weights must be positive; got {weights}.")
+        raise ConfigError(f"data.{task}: weights must be positive; got {weights}.")
     if min(size_hw) < 1:
-        raise ValueError(f"data.{task}: size_hw must be two positive numbers; got {size_hw}.")
+        raise ConfigError(f"data.{task}: size_hw must be two positive numbers; got {size_hw}.")
     if batch_size < 0:
-        raise ValueError(f"data.{task}: batch_size must be >= 0; got {batch_size}.")
+        raise ConfigError(f"data.{task}: batch_size must be >= 0; got {batch_size}.")

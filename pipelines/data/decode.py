@@ -114,7 +114,8 @@ def _region(entry: dict[str, Any]) -> Region:
     return Region(
         class_id=int(entry["class_id"]),
         rle=str(entry["rle"]),
-        sentences=tuple(str(sentence["text"]) for sentence in entry["sentences"]),
+        # the same words twice about one region are one phrase
+        sentences=tuple(dict.fromkeys(str(s["text"]) for s in entry["sentences"])),
     )
 
 
