@@ -1,0 +1,94 @@
+"""Referring, captioning and retrieval."""
+
+import pytest
+import torch
+
+from xdecoder.queries import QuerySet
+from xdecoder.tasks import captioning, referring, retrieval
+
+
+@pytest.fixture
+def images(batches):
+    return batches[1].images
+
+
+def test_a_phrase_asked_alone_does_not_depend_on_the_others(small_model, images, monkeypatch):
+    phrases = ["a red ball", "a box", "the sky"]
+    together = referring.predict(small_model, images[0], phrases, (30, 70))
+    alone = [referring.predict(small_model, images[0], [p], (30, 70)) for p in phrases]
+    assert together.shape == (3, 30, 70)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(referring, "PHRASES_PER_CALL", 2)
+    cut = referring.predict(small_model, images[0], phrases, (30, 70))
+    torch.testing.assert_close(together, cut, rtol=1e-4, atol=1e-5)
+
+
+def test_phrases_asked_together_see_each_other(small_model, images):
+    phrases = ["a red ball", "a box"]
+    joint = referring.predict(small_model, images[0], phrases, (30, 70), is_joint=True)
+    alone = referring.predict(small_model, images[0], phrases, (30, 70))
+    assert joint.shape == alone.shape
+    assert not torch.allclose(joint, alone)
+
+
+def test_no_phrases_give_no_masks(small_model, images):
+    assert referring.predict(small_model, images[0], [], (30, 70)).shape == (0, 30, 70)
+
+
+def test_greedy_captions_agree_with_their_own_teacher_forcing(small_model, images):
+    """Each token is the likeliest one after those before it."""
+    texts = captioning.predict(small_model, images, 6)
+    assert len(texts) == 2
+    assert len(small_model.tokenizer(texts[:1])[0]) <= 6 + 2
+    ids = small_model.tokenizer(texts)
+    if all(small_model.tokenizer.decode(row) == text for row, text in zip(ids, texts, strict=True)):
+        accuracy = captioning.token_accuracy(small_model, images, texts)
+        # all but the ends, where `max_tokens` may have cut
+        assert accuracy.num_correct >= accuracy.num_tokens - len(texts)
+
+
+def test_a_caption_ends_at_end_of_text(small_model, images, monkeypatch):
+    end = small_model.tokenizer.end_id
+    word = 5
+
+    def scripted(model, features, ids):
+        logits = torch.zeros(*ids.shape, len(small_model.token_table))
+        # the first image says two words, the second one
+        logits[0, :, word if ids.shape[1] <= 2 else end] = 1
+        logits[1, :, word if ids.shape[1] <= 1 else end] = 1
+        return logits
+
+    monkeypatch.setattr(captioning, "_token_logits", scripted)
+    said = small_model.tokenizer.decode([word])
+    texts = captioning.predict(small_model, images, 9)
+    assert texts == [small_model.tokenizer.decode([word, word]), said]
+
+
+def test_accuracy_counts_words_and_ends_of_the_true_caption(small_model, images):
+    captions = ["a red ball", "a box"]
+    accuracy = captioning.token_accuracy(small_model, images, captions)
+    lengths = [int(ids.argmax()) for ids in small_model.tokenizer(captions)]
+    assert accuracy.num_tokens == sum(lengths)
+    assert 0 <= accuracy.num_correct <= accuracy.num_tokens
+
+
+def test_both_sides_give_the_mean_of_the_two_cosines(small_model, images):
+    captions = ["a red ball", "a box"]
+    scores = {
+        side: retrieval.image_embeddings(small_model, images, side=side)
+        @ retrieval.text_embeddings(small_model, captions, side=side).T
+        for side in ("decoder", "backbone", "both")
+    }
+    torch.testing.assert_close(scores["both"], (scores["decoder"] + scores["backbone"]) / 2)
+    vectors = retrieval.image_embeddings(small_model, images)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
+
+
+def test_images_are_embedded_by_their_global_query(small_model, images):
+    with torch.no_grad():
+        output = small_model(images, QuerySet())
+    row = output.layers[-1].embeddings[:, output.layout.global_query].squeeze(1)
+    expected = torch.nn.functional.normalize(row, dim=-1)
+    torch.testing.assert_close(
+        retrieval.image_embeddings(small_model, images, side="decoder"), expected
+    )
