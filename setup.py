@@ -97,26 +97,29 @@ def library(name: str, out: Path, parts: list[Path], libs: str, cuda_include: st
     return [*lines, f"build {out}: link {' '.join(objects)}", f"  libs = {libs}"]
 
 
-def find_nvcc() -> str | None:
-    """nvcc of CUDA_HOME or PATH, when Torch itself is a CUDA build and CUDA is wanted."""
+def find_cuda_home() -> Path | None:
+    """The CUDA toolkit, when Torch itself is a CUDA build and CUDA is wanted."""
     import torch
 
     if os.environ.get("XDEC_NO_CUDA") == "1" or torch.version.cuda is None:
         return None
-    home = os.environ.get("CUDA_HOME")
-    if home and (Path(home) / "bin" / "nvcc").exists():
-        return str(Path(home) / "bin" / "nvcc")
-    return shutil.which("nvcc")
+    nvcc = shutil.which("nvcc")
+    # nvcc on PATH may be a link or a script outside of the toolkit
+    homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parent.parent]
+    for home in [*homes, "/usr/local/cuda"]:
+        if home and (Path(home) / "include" / "cuda_runtime_api.h").exists():
+            return Path(home)
+    return None
 
 
 def write_build_file(build: Path, out: Path, cxx: str) -> None:
-    nvcc = find_nvcc()
+    home = find_cuda_home()
+    nvcc = None if home is None else str(home / "bin" / "nvcc")
     cpu_parts = [path for path in sources("*.cpp") if "_cuda" not in path.stem]
     lines = ninja_rules(cxx, nvcc)
     lines += library("cpu", out / "_cpu.so", cpu_parts, "", "")
     cuda_parts = sources("*_cuda*.cpp") + sources("*.cu")
-    if nvcc is not None and cuda_parts:
-        home = Path(nvcc).resolve().parent.parent
+    if home is not None and cuda_parts:
         libs = f"-L{home}/lib64 -lcudart_static -ldl -lrt -lpthread -ltorch_cuda"
         include = f" -isystem {home}/include -DUSE_CUDA"
         lines += library("cuda", out / "_cuda.so", cuda_parts, libs, include)
