@@ -7,6 +7,7 @@ from html import escape
 
 _WIDTH, _HEIGHT = 560, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 26
+_COLOURS = 8
 # more points than pixels only make the page heavier
 _MAX_POINTS = 500
 
@@ -37,17 +38,20 @@ class _Scale:
 
     def ticks(self) -> list[float]:
         """Round values inside the scale, three to seven of them."""
-        if self.is_log and self.high / self.low > 20:
-            exponents = range(
-                math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1
-            )
-            return [10.0**power for power in exponents if self.low <= 10.0**power <= self.high]
+        if self.is_log and self.high / self.low > 4:
+            return self._log_ticks()
         span = self.high - self.low or 1.0
         step = 10.0 ** math.floor(math.log10(span / 3))
         step *= next((factor for factor in (5, 2) if span / (step * factor) >= 3), 1)
         first = math.ceil(self.low / step - 1e-9)
         count = math.floor(self.high / step + 1e-9) - first + 1
         return [(first + index) * step for index in range(count)]
+
+    def _log_ticks(self) -> list[float]:
+        factors = (1, 2, 5) if self.high / self.low < 200 else (1,)
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        return [value for value in ticks if self.low <= value <= self.high]
 
 
 def line_chart(
@@ -60,7 +64,7 @@ def line_chart(
     """An SVG of lines over steps; lines are faint with a smoothed line on top.
 
     marks: vertical lines with a name, such as restarts. Colours come from the page's
-    `--series-0` .. `--series-5`, text from its `color`. Values that are not finite leave no point;
+    `--series-0` .. `--series-7`, text from its `color`. Values that are not finite leave no point;
     with `is_log` neither do values of 0 and below.
     """
     kept = [(each.name, _drawable(each.points, is_log)) for each in series]
@@ -72,7 +76,7 @@ def line_chart(
     for index, (name, points) in enumerate(kept):
         body += _line(name, points, index, *scales)
     legend = "".join(
-        f'<span><i style="background:var(--series-{index % 6})"></i>{escape(name)}</span>'
+        f'<span><i style="background:var(--series-{index % _COLOURS})"></i>{escape(name)}</span>'
         for index, (name, _) in enumerate(kept)
     )
     note = " <small>(log scale)</small>" if is_log else ""
@@ -151,7 +155,7 @@ def _line(
     def path(values: Sequence[tuple[float, float]]) -> str:
         return " ".join(f"{across(x):.1f},{upward(y):.1f}" for x, y in values)
 
-    style = f'fill="none" style="stroke:var(--series-{index % 6})"'
+    style = f'fill="none" style="stroke:var(--series-{index % _COLOURS})"'
     window = len(points) // 20
     if window < 2:
         return [

@@ -140,7 +140,7 @@ def with_strip(
 
     kicker: a few words in small faint letters above the text, such as the task.
     """
-    size = max(_SMALLEST_FONT_PX + 4, round(picture.width / 30))
+    size = max(_SMALLEST_FONT_PX + 4, round(picture.width / 25))
     pad = round(size * 0.8)
     lines = _wrapped(text, size, picture.width - 2 * pad - size // 2)
     small = round(size * 0.68)
@@ -170,7 +170,7 @@ def side_by_side(
             f"got {len(pictures)} pictures and {len(titles)} titles."
         )
     height = max(picture.height for picture in pictures)
-    size = max(_SMALLEST_FONT_PX + 2, round(min(picture.width for picture in pictures) / 34))
+    size = max(_SMALLEST_FONT_PX + 2, round(min(picture.width for picture in pictures) / 27))
     gap, bar = max(8, size // 2), round(size * 2.1)
     top = gap + (round(size * 2.0) if heading else 0)
     total = sum(picture.width for picture in pictures) + gap * (len(pictures) + 1)
@@ -289,7 +289,7 @@ def _place_label(
     size_wh: tuple[int, int],
 ) -> None:
     """Write a name where its region is deepest, beside a small region, unless names would meet."""
-    largest = max(_SMALLEST_FONT_PX + 1, round(min(size_wh) / 24))
+    largest = max(_SMALLEST_FONT_PX + 1, round(min(size_wh) / 19))
     depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
     for size in (largest, round(largest * 0.82), _SMALLEST_FONT_PX):
         width, height = font(size).getlength(segment.label) + size * 0.9, size * 1.5

@@ -22,10 +22,10 @@ _WIDEST_PX = 2200
 _STYLE = """
 :root{--paper:#fbfbfa;--card:#fff;--ink:#1d2025;--faint:#6b7280;--line:#e3e5e9;--accent:#2a6fb0;
 --bar:#2a6fb0;--tick:#c2410c;--series-0:#2a6fb0;--series-1:#c2410c;--series-2:#2f8f4e;
---series-3:#8b3f96;--series-4:#b08900;--series-5:#3b9aa8}
+--series-3:#8b3f96;--series-4:#b08900;--series-5:#3b9aa8;--series-6:#7a7f87;--series-7:#d1568f}
 @media (prefers-color-scheme:dark){:root{--paper:#14171c;--card:#1b1f26;--ink:#e8eaee;
 --faint:#98a1ae;--line:#2c323c;--accent:#7db7ee;--bar:#5b9bd8;--tick:#f0883e;--series-0:#6aaee8;
---series-1:#f0883e;--series-2:#63c384;--series-3:#cf8bdb;--series-4:#e3c15a;--series-5:#6fcbd8}}
+--series-1:#f0883e;--series-2:#63c384;--series-3:#cf8bdb;--series-4:#e3c15a;--series-5:#6fcbd8;--series-6:#a9b0ba;--series-7:#f08fb8}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
