@@ -33,6 +33,8 @@ def predict(
     Each phrase is asked alone, so its mask does not depend on the others; with `is_joint` all
     tokens enter together, as the released X-Decoder asks them. The image is encoded once.
     """
+    if not phrases:
+        return image.new_zeros(0, *out_size_hw)
     features = model.encode_images(image[None].to(model.token_table.device))
     texts = encode_distinct(model, phrases)
     image_hw = (image.shape[1], image.shape[2])
@@ -41,8 +43,6 @@ def predict(
     for start in range(0, len(groups), PHRASES_PER_CALL):
         part = groups[start : start + PHRASES_PER_CALL]
         masks += _decode(model, features, texts, part, image_hw, out_size_hw, resize)
-    if not masks:
-        return image.new_zeros(0, *out_size_hw)
     return torch.cat(masks)
 
 

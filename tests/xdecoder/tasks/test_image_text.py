@@ -34,7 +34,7 @@ def test_equal_captions_are_right_answers_for_each_other(small_model, task, batc
     terms = task.losses(small_model, batch, Draws(0))
     # one column: its softmax over texts is 1; over images the target is even
     rows = terms["image_text/retrieval/3"] / 2.0
-    assert rows.item() <= 0.5 * torch.tensor(2.0).log().item() + 1.0
+    assert rows.item() >= 0.5 * torch.tensor(2.0).log().item() - 1e-5
     swapped = replace(batch, images=batch.images.flip(0))
     again = task.losses(small_model, swapped, Draws(0))
     torch.testing.assert_close(again["image_text/retrieval/3"], terms["image_text/retrieval/3"])
