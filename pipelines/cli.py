@@ -5,10 +5,11 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from pipelines.config import RunConfig
 from pipelines.errors import ExitCode, PipelineError
@@ -17,6 +18,8 @@ from pipelines.recipes import RECIPES
 from xdecoder.config import ConfigError as ModelConfigError
 
 _SMOKE_STEPS = 3
+# of one value in the overview, in characters
+_LONGEST_SHOWN = 80
 
 _EXAMPLES = """
 examples:
@@ -122,14 +125,35 @@ def asked_for(options: argparse.Namespace) -> dict[str, Any]:
 
 def print_config(config: RunConfig) -> None:
     """Print every value; on a terminal in colour."""
-    from rich.console import Console
-
     console = Console()
     text = json.dumps(to_json(config), indent=2)
     if console.is_terminal:
         console.print_json(text)
     else:
         print(text)
+
+
+def show_config(config: RunConfig) -> None:
+    """Print every value in few lines, one line per group."""
+    Console(soft_wrap=True).print("\n".join(_group_lines(config, "run")), highlight=True)
+
+
+def _group_lines(config: Any, path: str) -> Iterator[str]:
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    groups = {name: value for name, value in values.items() if dataclasses.is_dataclass(value)}
+    leaves = " ".join(
+        f"{name}={_short(value)}" for name, value in values.items() if name not in groups
+    )
+    if leaves:
+        yield f"{path + ':':24} {leaves}"
+    for name, value in groups.items():
+        yield from _group_lines(value, name if path == "run" else f"{path}.{name}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    is_long = isinstance(value, tuple) and len(text) > _LONGEST_SHOWN
+    return f"({len(value)} values)" if is_long else text
 
 
 def main_of(

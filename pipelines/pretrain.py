@@ -1,6 +1,7 @@
 """`python -m pipelines.pretrain`: train a recipe, or continue it where it stopped."""
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,14 @@ _STOP = StopFlag()
 if __name__ == "__main__":
     _STOP.install()
 
-from pipelines.cli import add_run_options, asked_for, config_of, main_of, print_config  # noqa: E402
+from pipelines.cli import (  # noqa: E402
+    add_run_options,
+    asked_for,
+    config_of,
+    main_of,
+    print_config,
+    show_config,
+)
 from pipelines.engine.distributed import Group, read_place  # noqa: E402
 from pipelines.engine.dry_run import dry_run  # noqa: E402
 from pipelines.engine.machine import choose_device  # noqa: E402
@@ -40,6 +48,11 @@ def _pretrain(options: argparse.Namespace) -> ExitCode:
     if options.dry_run:
         dry_run(config, place=place, device=device)
         return ExitCode.FINISHED
+    if place.is_main:
+        show_config(config)
+    else:
+        # what every rank would say is said once; the log file of each rank has all of it
+        logging.getLogger().handlers[0].setLevel(logging.WARNING)
     group = Group(place, is_cuda=device.type == "cuda")
     request = Request(resume=options.resume, asked=asked_for(options))
     code = run(config, request, group=group, device=device, stop=_STOP)

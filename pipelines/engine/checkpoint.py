@@ -65,8 +65,7 @@ class Checkpointer:
 
     def newest(self) -> tuple[Path | None, tuple[str, ...]]:
         """The newest undamaged checkpoint as rank 0 sees it, and complaints about newer ones."""
-        found = self._folders.newest_complete() if self._group.place.is_main else None
-        return self._group.from_main(found)
+        return self._group.main_does(self._folders.newest_complete)
 
     def restore(self, state: TrainState, folder: Path) -> None:
         """Put `state` and this rank's generators where they were when `folder` was written."""
@@ -79,6 +78,9 @@ class Checkpointer:
             state.ema.load(_ema_or_weights(folder, weights))
         state.step, state.data = facts["step"], facts["data"]
         self._restore_generators(folder, facts)
+        self._group.barrier()
+        if self._group.place.is_main:
+            self._folders.set_aside_after(state.step)
 
     def _facts(self, state: TrainState) -> dict[str, Any]:
         return {

@@ -4,6 +4,7 @@
         MANIFEST.json         size and SHA-256 of every file
         COMPLETE              SHA-256 of the manifest; written last
     step_00000100/            the same folder, renamed in one instant
+    aside_step_00000200/      damaged, or of steps that are taken again: never read
     latest -> step_00000100
 
 A process that dies at any point leaves either the whole `step_...` folder or none.
@@ -48,9 +49,6 @@ class CheckpointFolders:
         """The folder that now counts as the checkpoint of `step`."""
         source, target = self.writing(step), self.root / _name(step)
         _seal(source)
-        if target.exists():
-            # only a damaged one can be here: the step is taken again because it did not count
-            shutil.rmtree(target)
         source.rename(target)
         _link_latest(self.root, target.name)
         _sync(self.root)
@@ -59,7 +57,11 @@ class CheckpointFolders:
         return target
 
     def newest_complete(self) -> tuple[Path | None, tuple[str, ...]]:
-        """The newest undamaged checkpoint, and what is wrong with each newer one."""
+        """The newest undamaged checkpoint, and what is wrong with each newer one.
+
+        Raises:
+            CheckpointError: there are checkpoints, and all of them are damaged.
+        """
         complaints = []
         for folder in self._folders():
             try:
@@ -69,7 +71,21 @@ class CheckpointFolders:
                 _log.warning("%s The one before it is used.", error)
             else:
                 return folder, tuple(complaints)
-        return None, tuple(complaints)
+        if complaints:
+            raise CheckpointError(
+                f"checkpoint: {self.root} must hold an undamaged checkpoint; all "
+                f"{len(complaints)} are damaged: {' '.join(complaints)} Restore one of them, or "
+                "remove the folder to start again."
+            )
+        return None, ()
+
+    def set_aside_after(self, step: int) -> None:
+        """Take checkpoints of later steps out of the way: those steps are taken again."""
+        for folder in self._folders():
+            if step_of(folder) > step:
+                aside = folder.with_name(f"aside_{folder.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
 
     def _folders(self) -> Iterator[Path]:
         yield from sorted(self.root.glob("step_*"), key=step_of, reverse=True)

@@ -15,15 +15,16 @@ import datetime
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, PipelineError
 
+_Result = TypeVar("_Result")
 _FAMILIES = {
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
@@ -159,13 +160,20 @@ class Group:
         dist.all_gather_object(values, value, group=self._control)
         return values
 
-    def from_main(self, value: Any) -> Any:
-        """The value of rank 0."""
+    def main_does(self, work: Callable[[], _Result]) -> _Result:
+        """What `work` returns on rank 0, on every rank; what it raises is raised on every rank."""
         if self.place.world_size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, group=self._control)
-        return values[0]
+            return work()
+        outcome: list[Any] = [None]
+        if self.place.is_main:
+            try:
+                outcome = [work()]
+            except PipelineError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0, group=self._control)
+        if isinstance(outcome[0], PipelineError):
+            raise outcome[0]
+        return outcome[0]
 
     def barrier(self) -> None:
         """Return once every rank has come here."""

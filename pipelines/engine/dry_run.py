@@ -14,7 +14,7 @@ from pipelines.data.stream import build_stream
 from pipelines.engine.distributed import ProcessPlace
 from pipelines.engine.generators import seed_generators
 from pipelines.engine.machine import to_device
-from pipelines.engine.optim import ParameterGroup, parameter_groups
+from pipelines.engine.optim import ParameterGroup, group_table, parameter_groups
 from pipelines.engine.session import build_losses
 from pipelines.errors import DataError
 from xdecoder.batch import Batch, SegmentationBatch
@@ -49,25 +49,6 @@ def dry_run(config: RunConfig, *, place: ProcessPlace, device: torch.device) -> 
         console.print(shape_table(losses.model, batches))
         activations = activation_bytes(losses, batches, config.seed)
     console.print(memory_table(config, groups, activations, place.world_size))
-
-
-def group_table(groups: Sequence[ParameterGroup], model: torch.nn.Module) -> Table:
-    """Parameter counts, learning rate and decay of each optimizer group, and what is frozen."""
-    table = Table(title="parameters")
-    table.add_column("group")
-    for name in ("tensors", "values", "learning rate", "decay"):
-        table.add_column(name, justify="right")
-    for group in groups:
-        table.add_row(
-            group.name,
-            str(len(group.names)),
-            f"{group.num_values:,}",
-            f"{group.learning_rate:.2e}",
-            f"{group.weight_decay:g}",
-        )
-    frozen = [value for value in model.parameters() if not value.requires_grad]
-    table.add_row("frozen", str(len(frozen)), f"{sum(v.numel() for v in frozen):,}", "-", "-")
-    return table
 
 
 def batch_table(config: RunConfig, world_size: int) -> Table:

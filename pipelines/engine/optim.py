@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from rich.table import Table
 from torch import Tensor, nn
 
 from pipelines.config import OptimizerConfig
@@ -92,6 +93,25 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Multiply the base learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+
+
+def group_table(groups: Sequence[ParameterGroup], model: nn.Module) -> Table:
+    """Parameter counts, learning rate and decay of each optimizer group, and what is frozen."""
+    table = Table(title="parameters")
+    table.add_column("group")
+    for name in ("tensors", "values", "learning rate", "decay"):
+        table.add_column(name, justify="right")
+    for group in groups:
+        table.add_row(
+            group.name,
+            str(len(group.names)),
+            f"{group.num_values:,}",
+            f"{group.learning_rate:.2e}",
+            f"{group.weight_decay:g}",
+        )
+    frozen = [value for value in model.parameters() if not value.requires_grad]
+    table.add_row("frozen", str(len(frozen)), f"{sum(v.numel() for v in frozen):,}", "-", "-")
+    return table
 
 
 class FlatGradients:

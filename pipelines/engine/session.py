@@ -2,12 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from pipelines.config import RunConfig
 from pipelines.data.stream import build_stream
@@ -19,7 +21,7 @@ from pipelines.engine.ema import Ema
 from pipelines.engine.generators import seed_generators
 from pipelines.engine.loop import DrawPanels, Stream, Surroundings, train
 from pipelines.engine.machine import describe, prepare_process
-from pipelines.engine.optim import ParameterGroup, parameter_groups
+from pipelines.engine.optim import ParameterGroup, group_table, parameter_groups
 from pipelines.engine.run_folder import prepare_folder
 from pipelines.engine.signals import StopFlag
 from pipelines.engine.state import TrainState
@@ -34,20 +36,6 @@ from xdecoder.tasks import MultiTask, build_tasks
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """How a run is started, beside what it is.
-
-    resume: auto = from the newest complete checkpoint of the run folder if there is one;
-    never = only in a folder without checkpoints; else the path of a checkpoint or run.
-    asked: recipe and assignments, for config.json.
-    """
-
-    resume: str = "auto"
-    asked: Mapping[str, Any] = field(default_factory=dict)
-    draw_panels: DrawPanels | None = None
-
-
 def build_losses(config: RunConfig, device: torch.device) -> MultiTask:
     """The model and its tasks in training mode, with the weights of `init_from` where set."""
     model = build_model(config.model)
@@ -56,60 +44,69 @@ def build_losses(config: RunConfig, device: torch.device) -> MultiTask:
     return MultiTask(model, build_tasks(config.losses)).to(device).train()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How a run is started, beside what it is.
+
+    resume: auto = from the newest complete checkpoint of the run folder if there is one;
+    never = only in a folder without checkpoints; else the path of a checkpoint or run.
+    asked: recipe and assignments, for config.json. make_losses, make_stream: what is trained on
+    what, for a run of other parts.
+    """
+
+    resume: str = "auto"
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    draw_panels: DrawPanels | None = None
+    make_losses: Callable[[RunConfig, torch.device], MultiTask] = build_losses
+    make_stream: Callable[..., Stream] = build_stream
+
+
 def run(
-    config: RunConfig,
-    request: Request,
-    *,
-    group: Group,
-    device: torch.device,
-    stop: StopFlag,
-    make_losses: Callable[[RunConfig, torch.device], MultiTask] = build_losses,
-    make_stream: Callable[..., Stream] = build_stream,
+    config: RunConfig, request: Request, *, group: Group, device: torch.device, stop: StopFlag
 ) -> ExitCode:
     """Why the run ended, after training, or continuing to train, in its run folder."""
     is_cuda = device.type == "cuda"
     prepare_process(config.parallel, deterministic=config.deterministic, is_cuda=is_cuda)
     run_id, restart = _open_folder(config, request, group)
-    checkpointer = Checkpointer(config.run_folder / "checkpoints", config=config, group=group)
-    source, complaints = _choose_source(request, checkpointer)
-
-    state, losses = _build_state(config, make_losses, group=group, device=device)
-    if source is not None:
-        checkpointer.restore(state, source)
-    events = EventLog(config.run_folder, restart=restart) if group.place.is_main else None
-    _tell_start(events, state, source, complaints, describe(device, group.place))
-    trackers = _open_trackers(config, run_id, restart, state.step) if group.place.is_main else ()
-    stream = make_stream(
-        config.data,
-        rank=group.place.rank,
-        world_size=group.place.world_size,
-        seed=config.seed,
-        state=state.data,
-    )
-    around = Surroundings(
-        group=group,
-        device=device,
-        checkpointer=checkpointer,
-        trackers=trackers,
-        events=events,
-        stop=stop,
-        draw_panels=request.draw_panels,
-    )
-    return _train_and_tell(state, losses, stream, config, around)
+    with _log_file(config.run_folder, restart=restart, rank=group.place.rank):
+        checkpointer = Checkpointer(config.run_folder / "checkpoints", config=config, group=group)
+        source, complaints = _choose_source(request, checkpointer)
+        state, losses = _build_state(config, request, group=group, device=device)
+        if source is not None:
+            checkpointer.restore(state, source)
+        events = EventLog(config.run_folder, restart=restart) if group.place.is_main else None
+        _tell_start(events, state, source, complaints, describe(device, group.place))
+        is_main = group.place.is_main
+        trackers = _open_trackers(config, run_id, restart, state.step) if is_main else ()
+        stream = request.make_stream(
+            config.data,
+            rank=group.place.rank,
+            world_size=group.place.world_size,
+            seed=config.seed,
+            state=state.data,
+        )
+        around = Surroundings(
+            group=group,
+            device=device,
+            checkpointer=checkpointer,
+            trackers=trackers,
+            events=events,
+            stop=stop,
+            draw_panels=request.draw_panels,
+        )
+        return _train_and_tell(state, losses, stream, config, around)
 
 
 def _build_state(
-    config: RunConfig,
-    make_losses: Callable[[RunConfig, torch.device], MultiTask],
-    *,
-    group: Group,
-    device: torch.device,
+    config: RunConfig, request: Request, *, group: Group, device: torch.device
 ) -> tuple[TrainState, MultiTask]:
     """A state at step 0: the same weights on every rank, random numbers of its own on each."""
     seed_generators(config.seed, rank=0)
-    losses = make_losses(config, device)
+    losses = request.make_losses(config, device)
     seed_generators(config.seed, rank=group.place.rank)
     groups = parameter_groups(losses.model, config.optimizer)
+    if group.place.is_main:
+        Console().print(group_table(groups, losses.model))
     backend = build_backend(losses, groups, config, group=group, device=device)
     decay = config.optimizer.ema_decay
     ema = Ema(losses.model, decay=decay) if decay else None
@@ -165,20 +162,27 @@ def build_backend(
 
 
 def _open_folder(config: RunConfig, request: Request, group: Group) -> tuple[str, int]:
-    """Run id and restart count, the same on every rank; a refusal is raised on every rank."""
-    outcome: tuple[str, int] | PipelineError | None = None
-    if group.place.is_main:
+    """Run id and restart count, the same on every rank."""
+
+    def prepare() -> tuple[str, int]:
         is_forced = request.resume not in ("auto", "never")
-        try:
-            run_id = prepare_folder(config, request.asked, is_forced=is_forced)
-            outcome = run_id, count_starts(config.run_folder)
-        except PipelineError as error:
-            outcome = error
-    outcome = group.from_main(outcome)
-    if isinstance(outcome, PipelineError):
-        raise outcome
-    assert outcome is not None
-    return outcome
+        run_id = prepare_folder(config, request.asked, is_forced=is_forced)
+        return run_id, count_starts(config.run_folder)
+
+    return group.main_does(prepare)
+
+
+@contextmanager
+def _log_file(folder: Path, *, restart: int, rank: int) -> Iterator[None]:
+    """A copy of everything that is logged, one file per start and rank."""
+    handler = logging.FileHandler(folder / "logs" / f"start{restart:03d}.rank{rank:05d}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def _choose_source(

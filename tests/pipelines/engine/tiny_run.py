@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipelines.cli import main_of
 from pipelines.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -29,6 +30,7 @@ from pipelines.overrides import override
 from xdecoder.batch import Batch, ImageTextBatch
 from xdecoder.losses.draws import Draws, UniformSource
 
+STOP = StopFlag()
 HEIGHT, WIDTH, CHANNELS = 5, 7, 6
 
 
@@ -115,26 +117,22 @@ def tiny_losses(_config: RunConfig, device: torch.device) -> Any:
     return TinyLosses().to(device).train()
 
 
+def tiny_verb(options: argparse.Namespace) -> int:
+    config = override(tiny_config(options.output_dir), options.assignments)
+    group = Group(read_place(os.environ), is_cuda=False)
+    request = Request(resume=options.resume, make_losses=tiny_losses, make_stream=tiny_stream)
+    code = run(config, request, group=group, device=torch.device("cpu"), stop=STOP)
+    group.close()
+    return int(code)
+
+
 def main() -> int:
-    stop = StopFlag().install()
+    STOP.install()
     parser = argparse.ArgumentParser()
     parser.add_argument("output_dir")
     parser.add_argument("--set", dest="assignments", action="append", default=[])
     parser.add_argument("--resume", default="auto")
-    options = parser.parse_args()
-    config = override(tiny_config(options.output_dir), options.assignments)
-    group = Group(read_place(os.environ), is_cuda=False)
-    code = run(
-        config,
-        Request(resume=options.resume),
-        group=group,
-        device=torch.device("cpu"),
-        stop=stop,
-        make_losses=tiny_losses,
-        make_stream=tiny_stream,
-    )
-    group.close()
-    return int(code)
+    return main_of(tiny_verb, parser, None)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from pipelines.config import (
+    CheckpointConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrackingConfig,
+)
+from pipelines.errors import ConfigError
+from pipelines.overrides import from_json, override, to_json
+from pipelines.recipes import RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_builds_and_survives_json(name: str) -> None:
+    config = RECIPES[name]()
+    assert from_json(RunConfig, json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_says_how_to_run_it_and_what_to_expect(name: str) -> None:
+    text = RECIPES[name].__doc__ or ""
+    assert f"--recipe {name}" in text
+    for word in ("Hardware:", "Time:", "Expected:"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate must be positive"),
+        (lambda: OptimizerConfig(clip_norm=0.0), "A large number, for example 1e9, clips nothing"),
+        (lambda: OptimizerConfig(ema_decay=1.0), r"ema_decay must be in \[0, 1\); got 1.0"),
+        (lambda: ScheduleConfig(warmup_steps=-1), "schedule.warmup_steps must be >= 0; got -1"),
+        (lambda: ScheduleConfig(milestones=(0.9, 0.8)), "rising shares of the run"),
+        (lambda: ScheduleConfig(milestones=(90.0,)), "Divide steps by the length of the run"),
+        (lambda: ParallelConfig(accumulation=0), "parallel.accumulation must be >= 1; got 0"),
+        (lambda: ParallelConfig(num_threads=-1), "parallel.num_threads must be >= 0; got -1"),
+        (lambda: CheckpointConfig(keep_last=0), "checkpoint.keep_last must be >= 1"),
+        (lambda: TrackingConfig(log_every=0), "tracking.log_every must be >= 1"),
+        (lambda: RunConfig(name="x", steps=0), "steps must be >= 1; got 0"),
+        (lambda: RunConfig(name="a/b", steps=3), "name must be one folder name; got 'a/b'"),
+        (
+            lambda: RunConfig(name="x", steps=3, schedule=ScheduleConfig(warmup_steps=3)),
+            "schedule.warmup_steps must be below steps=3; got 3. Lower it",
+        ),
+    ],
+)
+def test_rule_says_what_to_change(build: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()  # type: ignore[operator]
+
+
+def test_run_folder_follows_the_name_unless_it_is_given() -> None:
+    config = RECIPES["scenes"]()
+    assert str(config.run_folder) == "runs/scenes"
+    assert str(replace(config, output_dir="x/y").run_folder) == "x/y"
+
+
+def test_rule_of_another_package_becomes_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match=r"model: model\.dim must be a multiple of 32"):
+        override(RECIPES["scenes"](), ["model.dim=33"])
