@@ -52,6 +52,14 @@ static void backward_sparse_row(const BackwardArgs& args, const int32_t* keys, i
   store_row(head.grad_q + flat_row * dim, grad_q, dim);
 }
 
+// The order of tile_product: a row whose weight lies on one key then gets a gradient of exactly 0,
+// as grad_out . v and grad_out . out are the same sum. (Lists of keys: reduce_add and dot_listed.)
+XATTN_INLINE float dot_in_order(const float* x, const float* y, int64_t dim) {
+  Vec sum = {};
+  for (int64_t d = 0; d < dim; ++d) sum = fma(splat(x[d]), splat(y[d]), sum);
+  return sum[0];
+}
+
 template <int NV>
 struct DenseGradientGroup {
   // acc of `forward` holds grad_q
@@ -69,15 +77,10 @@ static void start_gradient_group(DenseGradientGroup<NV>& group, const BackwardAr
   for (int64_t r = 0; r < kTileRows; ++r) {
     const int32_t row = group.forward.row[r];
     const int64_t flat_row = (b * args.shape.heads + n) * args.shape.queries + row;
-    Vec out[NV], grad_out[NV];
-    load_row(out, args.out + flat_row * dim, dim, 1.0f);
+    Vec grad_out[NV];
     load_row(grad_out, args.grad_out.head(b, n) + row * args.grad_out.stride_row, dim, 1.0f);
-    Vec product = {};
-    for (int d = 0; d < NV; ++d) {
-      store(group.grad_out + (r * NV + d) * kLanes, grad_out[d]);
-      product = fma(out[d], grad_out[d], product);
-    }
-    group.delta[r] = reduce_add(product);
+    for (int d = 0; d < NV; ++d) store(group.grad_out + (r * NV + d) * kLanes, grad_out[d]);
+    group.delta[r] = dot_in_order(group.grad_out + r * NV * kLanes, args.out + flat_row * dim, dim);
     group.lse[r] = args.lse[flat_row];
   }
 }

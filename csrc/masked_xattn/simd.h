@@ -48,10 +48,11 @@ XATTN_INLINE float reduce_max(Vec x) {
   return x[0];
 }
 
-template <int S = kLanes / 2>
+// adds in the order of sum_rows, so that equal products give equal sums
+template <int S = 1>
 XATTN_INLINE float reduce_add(Vec x) {
   x += Lanes::template swapped<S>(x);
-  if constexpr (S > 1) return reduce_add<S / 2>(x);
+  if constexpr (2 * S < kLanes) return reduce_add<2 * S>(x);
   return x[0];
 }
 

@@ -22,7 +22,6 @@ _TILE_ROWS = 4
 _TILE_KEYS = 64
 _WORD_BITS = 32
 _LOG2_E = 1.4426950408889634
-_BLOCK_ROWS = 128
 # two waves of programs hide the latency of the slower ones
 _WAVES = 2
 
@@ -276,14 +275,31 @@ def _masked_xattn_sum_kernel(
     _store_rows(total_ptr + head * num_rows * D, total, rows, columns, num_rows, D)
 
 
-def launch_options(num_rows: int, head_dim: int) -> dict[str, int]:
-    """Tile sizes: powers of two of at least 16, which matrix units need."""
+def launch_options(num_rows: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tile sizes of forward: powers of two of at least 16, which matrix units need.
+
+    The largest that ptxas fits into registers for sm_90 (16-bit head dim 128: 100 bytes spilled);
+    float32 products run on the ordinary units and want small tiles.
+    """
     block_d = max(16, triton.next_power_of_2(head_dim))
+    rows, keys, warps = (128, 64, 4) if block_d <= 64 else (64, 32, 4)
+    if dtype == torch.float32:
+        rows, keys, warps = (32, 32, 4) if block_d <= 64 else (16, 32, 4)
     return {
-        "BLOCK_R": min(_BLOCK_ROWS if block_d <= 64 else 64, _at_least_16(num_rows)),
-        "BLOCK_K": 64 if block_d <= 64 else 32,
+        "BLOCK_R": min(rows, _at_least_16(num_rows)),
+        "BLOCK_K": keys,
         "BLOCK_D": block_d,
+        "num_warps": warps,
     }
+
+
+def backward_launch_options(num_rows: int, head_dim: int, dtype: torch.dtype) -> dict[str, int]:
+    """Tile sizes of backward: five products per tile, so its row blocks are smaller."""
+    options = launch_options(num_rows, head_dim, dtype)
+    is_wide = options["BLOCK_D"] > 32 or dtype == torch.float32
+    options["BLOCK_R"] = min(32 if dtype == torch.float32 else 64, options["BLOCK_R"])
+    options["num_warps"] = 8 if is_wide else 4
+    return options
 
 
 def mask_bits(
@@ -300,7 +316,7 @@ def mask_bits(
     tile_any = torch.empty(num_images, row_tiles, key_tiles, dtype=torch.bool, device=device)
     if bits.numel() == 0:
         return bits, row_any, tile_any
-    block_rows = min(_BLOCK_ROWS, _at_least_16(all_rows))
+    block_rows = min(64 if mask_embed.dtype == torch.float32 else 128, _at_least_16(all_rows))
     grid = (key_tiles, triton.cdiv(all_rows, block_rows), num_images)
     with _device_of(mask_embed):
         _mask_bits_kernel[grid](
@@ -325,7 +341,7 @@ def forward(
     out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), _float32(q, q.shape[:3])
     if out.numel() == 0:
         return out, lse
-    options = launch_options(num_rows, head_dim)
+    options = launch_options(num_rows, head_dim, q.dtype)
     row_blocks = triton.cdiv(num_rows, options["BLOCK_R"])
     splits, keys_per_split = _splits(q, k, row_blocks * heads, options["BLOCK_K"], num_splits)
     partial_out = _float32(q, (splits, heads, num_rows, head_dim))
@@ -336,7 +352,7 @@ def forward(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             num_heads, num_rows, k.shape[2], bits.shape[2], keys_per_split,
             head_dim**-0.5 * _LOG2_E,
-            D=head_dim, **options, PRECISION=_precision(q), num_warps=4,
+            D=head_dim, **options, PRECISION=_precision(q),
         )  # fmt: skip
         block_rows = 16
         _masked_xattn_combine_kernel[(triton.cdiv(num_rows, block_rows), heads)](
@@ -356,9 +372,7 @@ def backward(
     grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
     if out.numel() == 0:
         return grads[0], grads[1].zero_(), grads[2].zero_()
-    options = launch_options(num_rows, head_dim)
-    # five products per tile: the smaller row block keeps their tiles in registers
-    options["BLOCK_R"] = min(64, options["BLOCK_R"])
+    options = backward_launch_options(num_rows, head_dim, q.dtype)
     splits, keys_per_split = _splits(q, k, heads, options["BLOCK_K"], num_splits)
     partial_grad_q = _float32(q, (splits, heads, num_rows, head_dim))
     with _device_of(q):
@@ -367,7 +381,7 @@ def backward(
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             num_heads, num_rows, k.shape[2], bits.shape[2], keys_per_split,
             head_dim**-0.5, head_dim**-0.5 * _LOG2_E,
-            D=head_dim, **options, PRECISION=_precision(q), num_warps=4,
+            D=head_dim, **options, PRECISION=_precision(q),
         )  # fmt: skip
         block_rows = 16
         _masked_xattn_sum_kernel[(triton.cdiv(num_rows, block_rows), heads)](
