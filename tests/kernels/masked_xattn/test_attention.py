@@ -137,10 +137,15 @@ def test_large_scores_do_not_overflow(make_problem):
     exact = run(problem.to(torch.float64), "reference")
     # scores and log-sum-exp are rounded at their own size, which the exponential makes relative
     scores = (problem.q @ problem.k.transpose(2, 3)) * 32**-0.5
-    rounding = 4 * torch.finfo(torch.float32).eps * scores.abs().max().item()
+    eps = torch.finfo(torch.float32).eps
+    rounding = 4 * eps * scores.abs().max().item()
     assert scores.abs().max() > 500
-    for x, y in zip(found, exact, strict=True):
-        atol = rounding * y.abs().max().item()
+    # <grad_out, v> - <grad_out, out> of nearly one-hot rows cancels up to two sums of 32 terms
+    largest = [x.abs().max().item() for x in (problem.grad_out, problem.v, problem.k, problem.q)]
+    grad_score = 2 * 32 * eps * largest[0] * largest[1] * 32**-0.5
+    cancelled = (0.0, grad_score * largest[2], grad_score * largest[3], 0.0)
+    for x, y, slack in zip(found, exact, cancelled, strict=True):
+        atol = rounding * y.abs().max().item() + slack
         torch.testing.assert_close(x.double(), y, rtol=0.0, atol=atol)
 
 
