@@ -111,7 +111,7 @@ class MaskedDecoder(nn.Module):
             levels.append(
                 Level(
                     memory=map_.flatten(2).transpose(1, 2) + self.level_embedding.weight[i],
-                    positions=sine_positions(size_hw, map_.shape[1], map_.device).to(map_.dtype),
+                    positions=sine_positions(size_hw, map_.shape[1], like=map_),
                     mask_features=resized.flatten(2),  # [B, C, K]
                 )
             )

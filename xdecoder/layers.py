@@ -162,19 +162,22 @@ class MLP(nn.Module):
 
 
 def sine_positions(
-    size_hw: tuple[int, int], dim: int, device: torch.device | None = None
+    size_hw: tuple[int, int], dim: int, *, like: Tensor | None = None
 ) -> Float[Tensor, "1 s c"]:
     """Sine and cosine positions of a map's pixels, row by row; y fills the first half of `dim`.
 
-    Computed in float32. Source: Mask2Former, modeling/transformer_decoder/position_encoding.py
-    with normalize=True: 2 pi i / (n + 1e-6) for i = 1..n.
+    Device and dtype are those of `like`; the arithmetic is at least float32.
+    Source: Mask2Former, modeling/transformer_decoder/position_encoding.py with normalize=True:
+    2 pi i / (n + 1e-6) for i = 1..n.
     """
+    like = torch.empty(0) if like is None else like
+    device, dtype = like.device, torch.promote_types(like.dtype, torch.float32)
     half = dim // 2
-    index = torch.arange(half, device=device, dtype=torch.float32)
+    index = torch.arange(half, device=device, dtype=dtype)
     wavelength = 10000 ** (2 * torch.div(index, 2, rounding_mode="floor") / half)  # [C/2]
     encoded = []
     for length in size_hw:
-        place = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+        place = torch.arange(1, length + 1, device=device, dtype=dtype)
         angle = (place / (length + 1e-6) * 2 * math.pi)[:, None] / wavelength  # [n, C/2]
         # even channels sine, odd channels cosine
         pair = torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], -1)
@@ -184,7 +187,7 @@ def sine_positions(
     grid = torch.cat(
         [rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], -1
     )
-    return grid.flatten(0, 1)[None]  # [1, H*W, C]
+    return grid.flatten(0, 1)[None].to(like.dtype)  # [1, H*W, C]
 
 
 def _reset_attention(in_proj: nn.Linear, out_proj: nn.Linear) -> None:

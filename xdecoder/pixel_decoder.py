@@ -111,8 +111,7 @@ class FpnTransformer(nn.Module):
         """The pyramid of backbone maps given fine to coarse (strides 4 to 32)."""
         projected = self.input_projection(maps[-1])
         size_hw = (projected.shape[2], projected.shape[3])
-        positions = sine_positions(size_hw, projected.shape[1], projected.device)
-        positions = positions.to(projected.dtype)
+        positions = sine_positions(size_hw, projected.shape[1], like=projected)
         tokens = projected.flatten(2).transpose(1, 2)  # [B, S, C]
         for layer in self.encoder:
             tokens = layer(tokens, positions)
@@ -195,12 +194,12 @@ class MsDeform(nn.Module):
         tokens = torch.cat([map_.flatten(2) for map_ in inputs], dim=2).transpose(1, 2)  # [B, S, C]
         positions = torch.cat(
             [
-                sine_positions(size_hw, tokens.shape[2], tokens.device).to(tokens.dtype) + embedding
+                sine_positions(size_hw, tokens.shape[2], like=tokens) + embedding
                 for size_hw, embedding in zip(sizes_hw, self.level_embedding.weight, strict=True)
             ],
             dim=1,
         )  # [1, S, C]
-        reference = _pixel_centres_xy01(sizes_hw, tokens.device)
+        reference = _pixel_centres_xy01(sizes_hw, tokens)
         reference = reference[None, :, None].expand(len(tokens), -1, len(sizes_hw), -1)
         for layer in self.encoder:
             tokens = layer(tokens, positions, sizes_hw, reference)
@@ -217,13 +216,13 @@ class MsDeform(nn.Module):
         )
 
 
-def _pixel_centres_xy01(
-    sizes_hw: Sequence[tuple[int, int]], device: torch.device
-) -> Float[Tensor, "s 2"]:
+def _pixel_centres_xy01(sizes_hw: Sequence[tuple[int, int]], like: Tensor) -> Float[Tensor, "s 2"]:
+    """Centres of the pixels of all levels, at least float32: 16 bits would be off by pixels."""
+    device, dtype = like.device, torch.promote_types(like.dtype, torch.float32)
     centres = []
     for height, width in sizes_hw:
-        y01 = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
-        x01 = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        y01 = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+        x01 = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
         grid_yx = torch.meshgrid(y01, x01, indexing="ij")
         centres.append(torch.stack(grid_yx[::-1], -1).flatten(0, 1))  # [H*W, 2]
     return torch.cat(centres)
