@@ -132,8 +132,8 @@ def score_split(
 
 def report_of(scores: SplitScores, root: Path, options: EvaluationOptions) -> dict[str, Any]:
     """The scores as JSON can hold them, with everything that decides what they mean."""
-    meta = root / META_FILE
-    truth = [*scores.split.annotation_files, *([meta] if meta.is_file() else [])]
+    others = (root / META_FILE, root / "refs" / "instances.json")
+    truth = [*scores.split.annotation_files, *(path for path in others if path.is_file())]
     return {
         **{key: value if math.isfinite(value) else None for key, value in scores.values.items()},
         "unit": "percent",
