@@ -21,8 +21,10 @@ from pipelines.cli import (  # noqa: E402
     print_config,
     show_config,
 )
+from pipelines.config import RunConfig  # noqa: E402
 from pipelines.engine.distributed import Group, read_place  # noqa: E402
 from pipelines.engine.dry_run import dry_run  # noqa: E402
+from pipelines.engine.loop import DrawPanels  # noqa: E402
 from pipelines.engine.machine import choose_device  # noqa: E402
 from pipelines.engine.session import Request, run  # noqa: E402
 from pipelines.errors import ExitCode  # noqa: E402
@@ -54,10 +56,22 @@ def _pretrain(options: argparse.Namespace) -> ExitCode:
         # what every rank would say is said once; the log file of each rank has all of it
         logging.getLogger().handlers[0].setLevel(logging.WARNING)
     group = Group(place, is_cuda=device.type == "cuda")
-    request = Request(resume=options.resume, asked=asked_for(options))
+    request = Request(
+        resume=options.resume, asked=asked_for(options), draw_panels=_panels_of(config)
+    )
     code = run(config, request, group=group, device=device, stop=_STOP)
     group.close()
     return code
+
+
+def _panels_of(config: RunConfig) -> DrawPanels | None:
+    if not config.tracking.panels_every:
+        return None
+    # metric packages come with it, which a run without pictures does not need
+    from pipelines.evaluation.options import options_of_run
+    from pipelines.evaluation.panels import TrainingPanels
+
+    return TrainingPanels(config.run_folder / "panels", options=options_of_run(config))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from torch import nn
+
+from pipelines.engine.distributed import ProcessPlace
+from pipelines.engine.dry_run import _counting, dry_run, memory_table
+from pipelines.engine.optim import parameter_groups
+from pipelines.overrides import override
+from pipelines.recipes import RECIPES
+
+CPU = torch.device("cpu")
+
+
+def test_activations_are_counted_once_and_parameters_not_at_all() -> None:
+    layer = nn.Linear(5, 7, bias=False)
+    own = {layer.weight.untyped_storage().data_ptr()}
+    inputs = torch.ones(3, 5, requires_grad=True)
+    with _counting(own) as kept:
+        hidden = layer(inputs)
+        (hidden * hidden).sum()
+    # the inputs and the hidden layer, in float32
+    assert sum(kept.values()) == 4 * (3 * 5 + 3 * 7)
+
+
+def test_memory_is_summed_by_part_and_zero_shards_the_moments() -> None:
+    model = nn.Linear(1024, 1024, bias=False)
+    config = override(RECIPES["scenes"](), ["parallel.backend=deepspeed", "optimizer.ema_decay=0"])
+    groups = parameter_groups(model, config.optimizer)
+    table = memory_table(config, groups, activations=3 * 2**20, world_size=4)
+    cells = list(table.columns[1].cells)
+    # weights, gradients, two moments over four ranks, no average, activations, together
+    assert cells == ["4.0", "4.0", "2.0", "0.0", "3.0", "13.0"]
+
+
+def test_dry_run_without_data_still_shows_parameters_and_batches(
+    capsys: pytest.CaptureFixture[str], tmp_path: object
+) -> None:
+    config = override(
+        RECIPES["scenes"](),
+        [
+            "model.backbone.weights=random",
+            f"data.segmentation.shards={tmp_path}",
+            f"data.image_text.shards={tmp_path}",
+            "parallel.accumulation=3",
+        ],
+    )
+    dry_run(config, place=ProcessPlace(), device=CPU)
+    text = capsys.readouterr().out
+    for words in ("backbone, decayed", "24 (3 x 8)", "no data, so no shapes", "moments"):
+        assert words in text
+
+
+def test_other_ranks_stay_silent(capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(RECIPES["scenes"](), place=ProcessPlace(rank=1, world_size=2), device=CPU)
+    assert capsys.readouterr().out == ""
