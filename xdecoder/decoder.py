@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from kernels.masked_xattn import MaskBits, mask_bits, resize_mask_features
 from kernels.masked_xattn.api import ResizeMode
 from xdecoder.heads import PredictionHeads
-from xdecoder.layers import FeedForward, MaskedCrossAttention, SelfAttention, sine_positions
+from xdecoder.layers import FeedForward, MaskedCrossAttention, SelfAttention, shrink, sine_positions
 from xdecoder.outputs import DecoderOutput, ImageFeatures
 from xdecoder.queries import QueryLayout, QuerySet
 
@@ -83,6 +83,13 @@ class MaskedDecoder(nn.Module):
         )
         self.heads = PredictionHeads(dim)
         nn.init.trunc_normal_(self.caption_positions.weight, std=0.02)
+        for layer in self.layers:
+            ends = (
+                layer.cross_attention.out_proj,
+                layer.self_attention.out_proj,
+                layer.ffn.linear2,
+            )
+            shrink(*ends, factor=(3 * num_layers) ** -0.5)
 
     def forward(self, features: ImageFeatures, queries: QuerySet) -> DecoderOutput:
         """One prediction from the learned queries and one after each layer."""

@@ -48,7 +48,7 @@ class PredictionHeads(nn.Module):
         self.caption_projection = nn.Linear(dim, dim, bias=False)
         self.mask_mlp = MLP(dim, hidden_dim=dim, out_dim=dim, num_layers=3)
         nn.init.trunc_normal_(self.class_projection.weight, std=0.02)
-        nn.init.trunc_normal_(self.caption_projection.weight, std=0.02)
+        nn.init.normal_(self.caption_projection.weight, std=dim**-0.5)
 
     def forward(self, states: Float[Tensor, "b r c"], layout: QueryLayout) -> LayerPrediction:
         """Predictions of pixel rows and caption rows; phrase tokens predict nothing."""

@@ -190,6 +190,17 @@ def sine_positions(
     return grid.flatten(0, 1)[None].to(like.dtype)  # [1, H*W, C]
 
 
+def shrink(*branch_ends: nn.Linear, factor: float) -> None:
+    """Scale the last layer of residual branches, so that rows at first keep what they entered with.
+
+    Without it, what all rows read from the image drowns what tells them apart, and captions stay
+    at the frequencies of words for hundreds of steps.
+    """
+    with torch.no_grad():
+        for linear in branch_ends:
+            linear.weight *= factor
+
+
 def _reset_attention(in_proj: nn.Linear, out_proj: nn.Linear) -> None:
     for weight in (*in_proj.weight.chunk(3), out_proj.weight):
         nn.init.xavier_uniform_(weight)

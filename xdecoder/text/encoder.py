@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from xdecoder.layers import SelfAttention
+from xdecoder.layers import SelfAttention, shrink
 from xdecoder.outputs import TextFeatures
 
 # LayerNorm of the text encoder. Source: microsoft/X-Decoder, LangEncoder/transformer.py
@@ -57,8 +57,10 @@ class TextEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextBlock(dim, num_heads=num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.projection = nn.Linear(dim, dim, bias=False)
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.token_embedding.weight, std=dim**-0.5)
         nn.init.normal_(self.positions, std=0.01)
+        for block in self.blocks:
+            shrink(block.attention.out_proj, block.linear2, factor=0.5 / num_layers)
         nn.init.normal_(self.projection.weight, std=dim**-0.5)
 
     def forward(self, token_ids: Int[Tensor, "n t"]) -> TextFeatures:
