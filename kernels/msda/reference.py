@@ -33,8 +33,7 @@ def reference_attention(
         grid = grid.transpose(1, 2).flatten(0, 1)  # [B*N, Q, P, 2]
         samples = F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
         level_weights = torch.where(is_inside, attention[:, :, :, level], 0.0)
-        level_weights = level_weights.transpose(1, 2)  # [B, N, Q, P]
-        level_weights = level_weights.reshape(num_images * num_heads, 1, num_queries, -1)
+        level_weights = level_weights.transpose(1, 2).flatten(0, 1)[:, None]  # [B*N, 1, Q, P]
         output = output + (samples * level_weights).sum(-1)  # [B*N, D, Q]
     output = output.reshape(num_images, num_heads * head_dim, num_queries).transpose(1, 2)
     return output.to(value.dtype).contiguous()  # [B, Q, N*D]

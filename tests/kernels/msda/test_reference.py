@@ -90,3 +90,13 @@ def test_sixteen_bit_values_are_computed_in_float32():
     found = reference_attention(value, CASE.level_sizes_hw, points, weights)
     exact = reference_attention(value.float(), CASE.level_sizes_hw, points, weights)
     assert torch.equal(found, exact.bfloat16())
+
+
+@pytest.mark.parametrize("empty", [{"num_images": 0}, {"num_queries": 0}])
+def test_empty_problems_have_empty_outputs_and_zero_gradients(empty):
+    case = Case(num_levels=2, **empty)
+    inputs = points_inputs(case, dtype=torch.float32)
+    output = reference_attention(inputs[0], case.level_sizes_hw, *inputs[1:])
+    output.sum().backward()
+    assert output.shape == (case.num_images, case.num_queries, 24)
+    assert not any(tensor.grad.any() for tensor in inputs)
