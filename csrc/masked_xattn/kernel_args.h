@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace masked_xattn {
 
@@ -65,9 +66,26 @@ struct RowPlan {
   int64_t num_dense;
 };
 
+// Output i of one axis is the sum of weights[i][t] * input[starts[i] + t].
+struct Taps {
+  std::vector<int64_t> starts;
+  std::vector<float> weights;
+  int64_t count;
+};
+
+// contiguous planes
+struct ResizeArgs {
+  const float* source;
+  float* target;
+  int64_t height_in, width_in, height_out, width_out;
+  const Taps* vertical;
+  const Taps* horizontal;
+};
+
 // one instruction set's kernels; each call serves one panel of keys or one (image, head)
 struct KernelTable {
   void (*mask_bits_panel)(const MaskBitsArgs&, int64_t b, int64_t panel);
+  void (*resize_plane)(const ResizeArgs&, int64_t plane);
   void (*forward_head)(const ForwardArgs&, const RowPlan&, int64_t b, int64_t n);
   void (*backward_head)(const BackwardArgs&, const RowPlan&, int64_t b, int64_t n);
 };

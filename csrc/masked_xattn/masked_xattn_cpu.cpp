@@ -40,6 +40,7 @@ constexpr int64_t kLanes = 4;
 constexpr int kStrip = 2;
 #include "simd.h"
 #include "mask_bits_impl.h"
+#include "resize_impl.h"
 #include "attention_impl.h"
 #include "attention_backward_impl.h"
 }  // namespace portable
@@ -55,6 +56,7 @@ constexpr int64_t kLanes = 8;
 constexpr int kStrip = 2;
 #include "simd.h"
 #include "mask_bits_impl.h"
+#include "resize_impl.h"
 #include "attention_impl.h"
 #include "attention_backward_impl.h"
 }  // namespace avx2
@@ -70,6 +72,7 @@ constexpr int64_t kLanes = 16;
 constexpr int kStrip = 4;
 #include "simd.h"
 #include "mask_bits_impl.h"
+#include "resize_impl.h"
 #include "attention_impl.h"
 #include "attention_backward_impl.h"
 }  // namespace avx512
@@ -89,11 +92,13 @@ KernelTable choose_kernels() {
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (has_avx512 && may_use_avx512)
-    return {avx512::mask_bits_panel, avx512::forward_head, avx512::backward_head};
+    return {avx512::mask_bits_panel, avx512::resize_plane, avx512::forward_head,
+            avx512::backward_head};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && may_use_avx2)
-    return {avx2::mask_bits_panel, avx2::forward_head, avx2::backward_head};
+    return {avx2::mask_bits_panel, avx2::resize_plane, avx2::forward_head, avx2::backward_head};
 #endif
-  return {portable::mask_bits_panel, portable::forward_head, portable::backward_head};
+  return {portable::mask_bits_panel, portable::resize_plane, portable::forward_head,
+          portable::backward_head};
 }
 
 int64_t count_bits(const int32_t* words, int64_t num_words) {
@@ -111,6 +116,63 @@ void append_keys(std::vector<int32_t>& list, const int32_t* words, int64_t num_w
 }
 
 }  // namespace
+
+namespace {
+
+// Keys' cubic with a = -1/2, as PyTorch's antialiased bicubic has it
+double cubic(double x) {
+  x = std::abs(x);
+  if (x < 1.0) return (1.5 * x - 2.5) * x * x + 1.0;
+  if (x < 2.0) return -0.5 * (((x - 5.0) * x + 8.0) * x - 4.0);
+  return 0.0;
+}
+
+// index and weight of every input that output i needs
+std::vector<std::pair<int64_t, double>> taps_of(int64_t i, int64_t size_in, int64_t size_out,
+                                                bool is_bicubic) {
+  const double scale = static_cast<double>(size_in) / static_cast<double>(size_out);
+  const double centre = scale * (static_cast<double>(i) + 0.5);
+  if (!is_bicubic) {
+    const double position = std::max(0.0, centre - 0.5);
+    const int64_t first = std::min(static_cast<int64_t>(position), size_in - 1);
+    if (first == size_in - 1) return {{first, 1.0}};
+    const double fraction = position - static_cast<double>(first);
+    return {{first, 1.0 - fraction}, {first + 1, fraction}};
+  }
+  // antialiased: the filter widens with the step
+  const double widening = std::max(scale, 1.0);
+  const double support = 2.0 * widening;
+  const int64_t first = std::max<int64_t>(static_cast<int64_t>(centre - support + 0.5), 0);
+  const int64_t end = std::min(static_cast<int64_t>(centre + support + 0.5), size_in);
+  std::vector<std::pair<int64_t, double>> taps;
+  double total = 0.0;
+  for (int64_t j = first; j < end; ++j) {
+    taps.emplace_back(j, cubic((static_cast<double>(j) - centre + 0.5) / widening));
+    total += taps.back().second;
+  }
+  for (auto& tap : taps) tap.second /= total;
+  return taps;
+}
+
+}  // namespace
+
+Taps resize_taps(int64_t size_in, int64_t size_out, bool is_bicubic) {
+  std::vector<std::vector<std::pair<int64_t, double>>> all;
+  Taps result{{}, {}, 1};
+  for (int64_t i = 0; i < size_out; ++i) {
+    all.push_back(taps_of(i, size_in, size_out, is_bicubic));
+    result.count = std::max(result.count, static_cast<int64_t>(all.back().size()));
+  }
+  result.weights.assign(size_out * result.count, 0.0f);
+  for (int64_t i = 0; i < size_out; ++i) {
+    // shorter lists get zero weights, never inputs outside
+    const int64_t start = std::min(all[i].front().first, size_in - result.count);
+    result.starts.push_back(start);
+    for (const auto& [index, weight] : all[i])
+      result.weights[i * result.count + index - start] = static_cast<float>(weight);
+  }
+  return result;
+}
 
 const KernelTable& kernel_table() {
   static const KernelTable table = choose_kernels();

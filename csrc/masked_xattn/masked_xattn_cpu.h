@@ -24,6 +24,9 @@ class BatchPlan {
   std::vector<int64_t> first_sparse_{0}, first_dense_{0};
 };
 
+// align_corners=False; bilinear without antialiasing, bicubic with it, as PyTorch defines them
+Taps resize_taps(int64_t size_in, int64_t size_out, bool is_bicubic);
+
 // the kernels of the best instruction set that this processor has
 const KernelTable& kernel_table();
 

@@ -56,6 +56,29 @@ AttentionShape attention_shape(const Tensor& q, const Tensor& k, const Tensor& b
   return shape;
 }
 
+Tensor resize_features(const Tensor& features, int64_t height, int64_t width, bool is_bicubic) {
+  check_contiguous(features, ScalarType::Float, "features");
+  const int64_t batch = features.size(0), channels = features.size(1);
+  Tensor out = empty_of({batch, channels, height, width}, ScalarType::Float);
+  const masked_xattn::Taps vertical =
+      masked_xattn::resize_taps(features.size(2), height, is_bicubic);
+  const masked_xattn::Taps horizontal =
+      masked_xattn::resize_taps(features.size(3), width, is_bicubic);
+  const masked_xattn::ResizeArgs args{static_cast<const float*>(features.const_data_ptr()),
+                                      mutable_data<float>(out),
+                                      features.size(2),
+                                      features.size(3),
+                                      height,
+                                      width,
+                                      &vertical,
+                                      &horizontal};
+  const auto& kernels = masked_xattn::kernel_table();
+  torch::stable::parallel_for(0, batch * channels, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; ++plane) kernels.resize_plane(args, plane);
+  });
+  return out;
+}
+
 std::tuple<Tensor, Tensor, Tensor> mask_bits(const Tensor& embed, const Tensor& features,
                                              int64_t num_unmasked_rows) {
   check_float(embed, "mask_embed");
@@ -157,6 +180,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_out, const Tensor
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(xdecoder, CPU, m) {
+  m.impl("resize_features", TORCH_BOX(&resize_features));
   m.impl("mask_bits", TORCH_BOX(&mask_bits));
   m.impl("masked_xattn_forward", TORCH_BOX(&forward));
   m.impl("masked_xattn_backward", TORCH_BOX(&backward));

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
-from kernels._checks import check_dtype, check_same_device, check_shape
+from kernels._checks import check_dtype, check_num_dims, check_same_device, check_shape
 from kernels._extension import CPU_LIBRARY
 from kernels._select import Candidate, choose_backend
 from kernels.masked_xattn import reference, register
@@ -48,18 +48,23 @@ class MaskBits(NamedTuple):
         return reference.visible_keys(self.bits, self.row_any, self.num_keys)
 
 
+@torch.no_grad()
 def resize_mask_features(
     features: Float[Tensor, "b c h4 w4"],
     size_hw: Sequence[int],
     *,
     mode: ResizeMode = "bilinear",
+    backend: str | None = None,
 ) -> Float[Tensor, "b c h w"]:
     """Return features at `size_hw`: what mask logits would be resized with, once per level.
 
     Resizing is linear, so masks of resized features are the resized masks up to rounding.
     bilinear: Mask2Former; bicubic_antialias: X-Decoder. Both with align_corners=False.
+    backend: "cpu" or "reference" (torch's interpolate). The result carries no gradient.
 
-    Raises: ValueError for another mode or a size below 1.
+    Raises:
+        ValueError: another mode, a size below 1, or an unknown backend.
+        BackendUnavailable: the backend asked for cannot run this call.
     Source: Mask2Former mask2former_transformer_decoder.py; X-Decoder xdecoder.py
     forward_prediction_heads.
     """
@@ -68,15 +73,27 @@ def resize_mask_features(
             "resize_mask_features: size_hw must be (height, width), both at least 1; "
             f"got {tuple(size_hw)}. Pass the size of the decoder level."
         )
-    size = [int(side) for side in size_hw]
+    if mode not in ("bilinear", "bicubic_antialias"):
+        raise ValueError(
+            "resize_mask_features: mode must be 'bilinear' or 'bicubic_antialias'; "
+            f"got {mode!r}. Take the one the weights were trained with."
+        )
+    check_num_dims("resize_mask_features", "features", features, axes="B, C, H, W")
+    candidates = _candidates(features.device, features.dtype, head_dim=1)
+    able = [candidate for candidate in candidates if candidate.name in ("cpu", "reference")]
+    height, width = size_hw
+    if choose_backend("resize_mask_features", able, backend) == "cpu":
+        resized = torch.ops.xdecoder.resize_features(
+            features.float().contiguous(), height, width, mode == "bicubic_antialias"
+        )
+        return resized.to(features.dtype)
+    return _interpolate(features, height, width, mode)
+
+
+def _interpolate(maps: Tensor, height: int, width: int, mode: ResizeMode) -> Tensor:
     if mode == "bilinear":
-        return torch.nn.functional.interpolate(features, size, mode="bilinear")
-    if mode == "bicubic_antialias":
-        return torch.nn.functional.interpolate(features, size, mode="bicubic", antialias=True)
-    raise ValueError(
-        "resize_mask_features: mode must be 'bilinear' or 'bicubic_antialias'; "
-        f"got {mode!r}. Take the one the weights were trained with."
-    )
+        return torch.nn.functional.interpolate(maps, (height, width), mode="bilinear")
+    return torch.nn.functional.interpolate(maps, (height, width), mode="bicubic", antialias=True)
 
 
 @torch.no_grad()
@@ -129,7 +146,7 @@ def exact_mask_bits(
 
     Bit-equal to the original implementations; several times slower than `mask_bits`.
     """
-    resized = resize_mask_features(mask_logits, size_hw, mode=mode)
+    resized = resize_mask_features(mask_logits, size_hw, mode=mode, backend="reference")
     may_attend = ~(resized.sigmoid() < 0.5).flatten(2)  # [B, R, K]
     return MaskBits(
         *reference.finish_mask_bits(may_attend, num_unmasked_rows), may_attend.shape[-1]

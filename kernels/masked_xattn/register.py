@@ -15,6 +15,10 @@ _library = torch.library.Library("xdecoder", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 _library.define(
+    "resize_features(Tensor features, SymInt height, SymInt width, bool is_bicubic) -> Tensor",
+    tags=_TAGS,
+)
+_library.define(
     "mask_bits(Tensor mask_embed, Tensor features, int num_unmasked_rows)"
     " -> (Tensor bits, Tensor row_any, Tensor tile_any)",
     tags=_TAGS,
@@ -29,6 +33,11 @@ _library.define(
     " Tensor bits, Tensor row_any) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
     tags=_TAGS,
 )
+
+
+@torch.library.register_fake("xdecoder::resize_features", lib=_library)
+def _fake_resize(features: Tensor, height: int, width: int, is_bicubic: bool) -> Tensor:
+    return features.new_empty((*features.shape[:2], height, width))
 
 
 @torch.library.register_fake("xdecoder::mask_bits", lib=_library)

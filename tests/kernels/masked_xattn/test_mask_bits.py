@@ -112,6 +112,30 @@ def test_the_dense_mask_shows_every_key_to_a_row_without_bits():
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic_antialias"])
+@pytest.mark.parametrize(
+    "size_hw", [(16, 20), (8, 10), (3, 41), (32, 1), (1, 7), (33, 38), (64, 100)]
+)
+def test_resized_features_are_as_accurate_as_those_of_torch(
+    mode, size_hw, nan_outputs, assert_as_accurate
+):
+    features = torch.randn(2, 3, 40, 32).transpose(2, 3)
+    found, plain = (
+        resize_mask_features(features, size_hw, mode=mode, backend=backend)
+        for backend in ("cpu", "reference")
+    )
+    exact = resize_mask_features(features.double(), size_hw, mode=mode)
+    assert_as_accurate(found, plain, exact, name="resized")
+    opcheck_args = (features.contiguous(), *size_hw, mode != "bilinear")
+    torch.library.opcheck(torch.ops.xdecoder.resize_features, opcheck_args)
+
+
+def test_a_map_of_one_pixel_resizes_to_itself():
+    pixel = torch.tensor([[[[2.5]]]])
+    for mode in ("bilinear", "bicubic_antialias"):
+        assert torch.equal(resize_mask_features(pixel, (3, 2), mode=mode), pixel.expand(1, 1, 3, 2))
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic_antialias"])
 @pytest.mark.parametrize("size_hw", [(16, 24), (8, 12), (4, 6), (5, 7), (1, 1)])
 def test_resizing_features_or_masks_differs_in_less_than_one_bit_in_a_thousand(mode, size_hw):
     embed, features = torch.randn(2, 50, 64), torch.randn(2, 64, 32, 48)
@@ -147,6 +171,8 @@ def test_wrong_arguments_are_named():
         mask_bits(embed, features, backend="sdpa")
     with pytest.raises(BackendUnavailable, match="the tensors are on cpu"):
         mask_bits(embed, features, backend="triton")
+    with pytest.raises(ValueError, match=r"features must be \[B, C, H, W\]"):
+        resize_mask_features(features[0], (2, 4))
     with pytest.raises(ValueError, match=r"size_hw must be \(height, width\).*got \(0, 4\)"):
         resize_mask_features(features, (0, 4))
     with pytest.raises(ValueError, match="mode must be 'bilinear' or 'bicubic_antialias'"):
