@@ -5,6 +5,7 @@ from torch import Tensor
 
 from xdecoder.outputs import DecoderOutput
 from xdecoder.postprocess import ResizeMode, resize_masks
+from xdecoder.tasks.base import full_precision
 
 
 def image_masks(
@@ -17,8 +18,8 @@ def image_masks(
     batch_index: int = 0,
 ) -> Float[Tensor, "q h w"]:
     """Mask logits of some rows of the last prediction for one image, its padding cut off."""
-    features = output.mask_features[batch_index].float()  # [C, h4, w4]
-    embeddings = output.layers[-1].mask_embeddings[batch_index, rows].float()  # [Q, C]
+    features = full_precision(output.mask_features[batch_index])  # [C, h4, w4]
+    embeddings = full_precision(output.layers[-1].mask_embeddings[batch_index, rows])  # [Q, C]
     logits = (embeddings @ features.flatten(1)).unflatten(1, features.shape[1:])
     canvas_hw = canvas_size_hw(output)
     return resize_masks(logits, canvas_hw=canvas_hw, valid_hw=image_hw, out_hw=out_hw, mode=resize)

@@ -11,6 +11,7 @@ from xdecoder.model import XDecoder
 from xdecoder.outputs import ImageFeatures
 from xdecoder.postprocess import ResizeMode
 from xdecoder.queries import QuerySet
+from xdecoder.tasks.base import full_precision
 from xdecoder.tasks.masks import image_masks
 from xdecoder.tasks.texts import EncodedTexts, encode_distinct
 
@@ -61,7 +62,7 @@ def _decode(
     rows = output.layout.grounding
     masks = []
     for index, phrases in enumerate(groups):
-        embeddings = output.layers[-1].embeddings[index, rows].float()  # [G, C]
+        embeddings = full_precision(output.layers[-1].embeddings[index, rows])  # [G, C]
         best = cosine(embeddings, texts.sentences(phrases)).argmax(0) + rows.start
         masks += [
             image_masks(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from xdecoder.model import XDecoder
 from xdecoder.queries import QuerySet
+from xdecoder.tasks.base import full_precision
 from xdecoder.text.prompts import sentence_embeddings
 
 ImageSide = Literal["decoder", "backbone", "both"]
@@ -29,12 +30,12 @@ def image_embeddings(
     which is how the released X-Decoder ranks.
     """
     features = model.encode_images(images.to(model.token_table.device), valid_sizes_hw)
-    pooled = F.normalize(features.pooled.float(), dim=-1)
+    pooled = F.normalize(full_precision(features.pooled), dim=-1)
     if side == "backbone":
         return pooled
     output = model.decode(features, QuerySet())
     rows = output.layers[-1].embeddings[:, output.layout.global_query]
-    decoded = F.normalize(rows.squeeze(1).float(), dim=-1)
+    decoded = F.normalize(full_precision(rows.squeeze(1)), dim=-1)
     return decoded if side == "decoder" else _joined(decoded, pooled)
 
 
@@ -43,7 +44,7 @@ def text_embeddings(
     model: XDecoder, captions: Sequence[str], *, side: ImageSide = "both"
 ) -> Float[Tensor, "n c"]:
     """Unit vectors of captions, to go with `image_embeddings` of the same side."""
-    vectors = sentence_embeddings(model, captions).float()
+    vectors = full_precision(sentence_embeddings(model, captions))
     return _joined(vectors, vectors) if side == "both" else vectors
 
 

@@ -133,7 +133,7 @@ class SegmentationTask:
         phrases: Sequence[PhraseTargets],
     ) -> dict[str, Tensor]:
         points = step.draws.uniform(len(batch.images), self.points.num_for_matching, 2)
-        points = points.to(batch.images.device)
+        points = points.to(step.mask_features)
         point_features = sample_points(step.mask_features.detach(), points)
         canvas_hw = canvas_size_hw(step.output)
         segments = _regions([s.masks for s in batch.segments], points, canvas_hw)
@@ -273,7 +273,9 @@ def _regions(
     counts = tuple(len(image) for image in masks)
     flat = pad_masks(torch.cat(list(masks)), canvas_hw)
     image_index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    at_points = sample_points(flat.unsqueeze(1).float(), points_xy01[image_index.to(flat.device)])
+    at_points = sample_points(
+        flat.unsqueeze(1).to(points_xy01.dtype), points_xy01[image_index.to(flat.device)]
+    )
     return _Regions(masks=flat, counts=counts, points=pad_targets(at_points.squeeze(1), counts))
 
 
@@ -325,7 +327,7 @@ def predict(
         class_vectors = encode_vocabulary(model, vocabulary, templates=templates)
     output = model(image[None].to(class_vectors.device), QuerySet())
     rows = output.layout.objects if has_global_query else output.layout.latents
-    embeddings = output.layers[-1].embeddings[0, rows].float()
+    embeddings = full_precision(output.layers[-1].embeddings[0, rows])
     probs = (model.logit_scale.exp() * cosine(embeddings, class_vectors)).softmax(-1)
     image_hw = (image.shape[1], image.shape[2])
     masks = image_masks(output, rows, image_hw=image_hw, out_hw=out_size_hw, resize=resize)
@@ -341,7 +343,7 @@ def region_embeddings(
     """What each latent query says about its region; masks at the image's size by default."""
     output = model(image[None].to(model.token_table.device), QuerySet())
     rows = output.layout.latents
-    embeddings = F.normalize(output.layers[-1].embeddings[0, rows].float(), dim=-1)
+    embeddings = F.normalize(full_precision(output.layers[-1].embeddings[0, rows]), dim=-1)
     image_hw = (image.shape[1], image.shape[2])
     masks = image_masks(output, rows, image_hw=image_hw, out_hw=out_size_hw or image_hw)
     return RegionEmbeddings(embeddings, masks)

@@ -96,6 +96,20 @@ def test_equal_draws_give_equal_losses_and_others_do_not(trained, batches):
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
+def test_losses_keep_float64_and_leave_half_precision(trained, batches):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        halved = trained(batches, Draws(0))
+    assert {value.dtype for value in halved.values()} == {torch.float32}
+    assert all(torch.isfinite(value) for value in halved.values())
+    doubled = trained.double()
+    images = [replace(batch, images=batch.images.double()) for batch in batches]
+    terms = doubled(images, Draws(0))
+    assert {value.dtype for value in terms.values()} == {torch.float64}
+    # bfloat16 has 8 bits; the terms are sums of many rows
+    for key, value in terms.items():
+        assert halved[key].item() == pytest.approx(value.item(), rel=0.25, abs=0.25), key
+
+
 def test_terms_are_named_by_task_term_and_layer(trained, batches):
     names = set(trained(batches, Draws(0)))
     for layer in range(4):
