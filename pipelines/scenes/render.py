@@ -36,9 +36,9 @@ def render(rng: np.random.Generator, layout: Layout) -> UInt8[ndarray, "h w 3"]:
 
 def _softened(region: Bool[ndarray, "h w"]) -> Float[ndarray, "h w"]:
     # [1 2 1] / 4 along both axes: the covers of all regions still add up to one
-    cover = np.pad(region.astype(np.float32), 1, mode="edge")
-    cover = (cover[:-2] + 2 * cover[1:-1] + cover[2:]) / 4
-    return (cover[:, :-2] + 2 * cover[:, 1:-1] + cover[:, 2:]) / 4
+    padded = np.pad(region.astype(np.float32), 1, mode="edge")  # [h + 2, w + 2]
+    columns = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4  # [h, w + 2]
+    return (columns[:, :-2] + 2 * columns[:, 1:-1] + columns[:, 2:]) / 4
 
 
 def _paint_thing(canvas: Float[ndarray, "h w 3"], thing: Thing, unit: float) -> None:
