@@ -50,7 +50,8 @@ def test_only_the_region_is_tinted() -> None:
 
 
 def test_a_name_is_written_and_names_do_not_meet() -> None:
-    regions = [block(2, 14, 2, 50), block(16, 28, 2, 50)]
+    # both names would stand above their narrow regions, in one line
+    regions = [block(10, 20, 20, 22), block(10, 20, 23, 25)]
     bare = draw_segments(GREY, [segment(each, "") for each in regions])
     named = draw_segments(GREY, [segment(each) for each in regions])
     rows = (np.asarray(bare) != np.asarray(named)).any((1, 2))
