@@ -97,10 +97,15 @@ def test_equal_phrases_of_an_image_share_their_queries():
     matching = matching_of([0, 0], [[1, 3]])
     shared = grounding_terms(similarities, matching, torch.tensor([7, 7]))
     torch.testing.assert_close(shared, torch.full((2, 1), 2.0).log())
-    # the same text in another image is another phrase
-    apart = grounding_terms(similarities[:1], matching_of([0], [[1]]), torch.tensor([7]))
-    other = grounding_terms(similarities, matching_of([0, 1], [[1, 3]]), torch.tensor([7, 7]))
-    torch.testing.assert_close(other[:1], apart)
+
+
+def test_the_same_text_in_another_image_is_another_phrase():
+    similarities = torch.zeros(2, 1, 4)
+    similarities[0, 0, 1] = similarities[1, 0, 3] = 30.0
+    apart = grounding_terms(similarities, matching_of([0, 1], [[1, 3]]), torch.tensor([7, 7]))
+    assert apart.max() < 1e-5
+    together = grounding_terms(similarities, matching_of([0, 0], [[1, 3]]), torch.tensor([7, 7]))
+    assert together.min() > 10
 
 
 def test_phrases_describe_the_segment_that_they_cover():
@@ -111,6 +116,7 @@ def test_phrases_describe_the_segment_that_they_cover():
     pairs = describe_segments([none, segments], [none, phrases], 0.5)
     assert pairs.segment.tolist() == [2, 0]
     assert pairs.phrase.tolist() == [0, 1]
-    moved = describe_segments([segments, segments], [none, phrases], 0.5)
+    moved = describe_segments([segments, segments], [phrases[2:], phrases], 0.5)
     assert moved.segment.tolist() == [5, 3]
+    assert moved.phrase.tolist() == [1, 2]
     assert describe_segments([none], [none], 0.5).segment.tolist() == []

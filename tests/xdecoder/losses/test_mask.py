@@ -87,6 +87,23 @@ def test_layers_are_compared_with_their_own_mask(is_shared):
     assert terms.dice[:, 1].max() < 0.2
 
 
+def test_shared_points_lie_where_the_last_layer_is_uncertain():
+    # the first layer is undecided at the left and wrong to its right; the last is right
+    x = torch.arange(40.0)
+    first, last = (x - 5).expand(12, 40), (x - 35).expand(12, 40)
+    target = (x > 35).expand(12, 40)[None]
+    sampling = PointSampling(num_points=100, importance=1.0, is_shared_by_layers=True)
+    shared = sampled_mask_terms(torch.stack([first, last])[None], target, Draws(0), sampling)
+    own = sampled_mask_terms(
+        torch.stack([first, last])[None],
+        target,
+        Draws(0),
+        PointSampling(num_points=100, importance=1.0),
+    )
+    torch.testing.assert_close(shared.bce[0, 1], own.bce[0, 1])
+    assert shared.bce[0, 0] > 2 * own.bce[0, 0]
+
+
 def test_padding_keeps_masks_in_the_upper_left_corner():
     padded = pad_masks(torch.ones(2, 3, 5, dtype=torch.bool), (4, 8))
     assert padded.shape == (2, 4, 8)
