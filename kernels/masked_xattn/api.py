@@ -35,7 +35,14 @@ class MaskBits(NamedTuple):
     num_keys: int
 
     def with_unmasked_row(self, row: int) -> "MaskBits":
-        """Return a copy in which row `row` may attend to every key."""
+        """Return a copy in which row `row` may attend to every key.
+
+        Raises: ValueError for a row that is not there.
+        """
+        if not 0 <= row < self.bits.shape[1]:
+            raise ValueError(
+                f"with_unmasked_row: row must be in 0..{self.bits.shape[1] - 1}; got {row}."
+            )
         rows = torch.arange(self.bits.shape[1], device=self.bits.device)
         is_row = (rows == row).unsqueeze(-1)  # [R, 1]
         every_key = torch.ones(self.num_keys, dtype=torch.bool, device=self.bits.device)
@@ -155,7 +162,11 @@ def exact_mask_bits(
 
 @torch.no_grad()
 def pack_mask_bits(may_attend: Bool[Tensor, "b r k"], *, num_unmasked_rows: int = 0) -> MaskBits:
-    """Return the packed form of a dense Boolean mask (True = may attend)."""
+    """Return the packed form of a dense Boolean mask (True = may attend).
+
+    Raises: TypeError when the mask is not Boolean.
+    """
+    check_dtype("pack_mask_bits", "may_attend", may_attend, (torch.bool,))
     return MaskBits(
         *reference.finish_mask_bits(may_attend, num_unmasked_rows), may_attend.shape[-1]
     )

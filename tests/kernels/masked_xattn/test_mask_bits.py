@@ -161,6 +161,10 @@ def test_wrong_arguments_are_named():
     embed, features = torch.randn(2, 5, 8), torch.randn(2, 8, 3, 7)
     with pytest.raises(ValueError, match=r"features \[B, C, h, w\] or \[B, C, K\].*\[2, 7, 3, 8\]"):
         mask_bits(embed, features.transpose(1, 3))
+    with pytest.raises(ValueError, match=r"row must be in 0\.\.4; got 5"):
+        mask_bits(embed, features).with_unmasked_row(5)
+    with pytest.raises(TypeError, match="may_attend must be bool; got float32"):
+        pack_mask_bits(features[0])
     with pytest.raises(ValueError, match="at least one key"):
         mask_bits(embed, features[..., :0])
     with pytest.raises(ValueError, match="num_unmasked_rows must be at least 0; got -1"):
