@@ -2,6 +2,7 @@
 
 import json
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -180,6 +181,10 @@ def _log_file(folder: Path, *, restart: int, rank: int) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except Exception:
+        # the terminal may be gone by the time that somebody asks
+        handler.stream.write(traceback.format_exc())
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()

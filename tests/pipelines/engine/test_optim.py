@@ -103,3 +103,12 @@ def test_small_gradients_are_not_enlarged() -> None:
     gradients.buffer.fill_(0.5)
     gradients.clip(3.0)
     assert gradients.buffer.tolist() == [0.5] * 9
+
+
+def test_norm_of_millions_of_values_is_exact_to_rounding() -> None:
+    layer = nn.Linear(2000, 2000)
+    gradients = FlatGradients([layer.weight, layer.bias])
+    gradients.buffer.uniform_(-1, 1)
+    exact = gradients.buffer.double().norm().item()
+    # float32 keeps 24 bits; a single running sum would keep about 12
+    assert gradients.clip(1e9).item() == pytest.approx(exact, rel=2**-20)

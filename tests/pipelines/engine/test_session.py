@@ -130,6 +130,9 @@ def test_non_finite_loss_leaves_no_poisoned_checkpoint(
         train_tiny(tmp_path, "tracking.log_every=50")
     assert (tmp_path / "checkpoints" / "latest").resolve().name == "step_00000003"
     assert read_events(tmp_path)[-1]["event"] == "failed"
+    log = (tmp_path / "logs" / "start000.rank00000.log").read_text()
+    assert "Traceback" in log
+    assert "NonFiniteLossError: step 6" in log
 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path, train_tiny: Callable[..., int]) -> None:
