@@ -60,10 +60,12 @@ def keyed(
 def divisors(counts: Counts, world: World, device: torch.device) -> dict[str, Tensor]:
     """What to divide local sums by, so that their mean over processes is the global mean.
 
-    That is each count summed over processes (at least 1) divided by the number of processes.
+    That is each count summed over processes, divided by the number of processes; 1 where nothing
+    is counted anywhere, because the sum is 0 there.
     """
     local = torch.tensor(list(counts.values()), dtype=torch.float32, device=device)
-    shared = world.mean(local).clamp(min=1.0 / world.size)
+    shared = world.mean(local)
+    shared = torch.where(shared > 0, shared, 1.0)
     return dict(zip(counts, shared.unbind(), strict=True))
 
 

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from xdecoder.losses.world import World
@@ -19,15 +18,6 @@ def output_of(num_predictions):
     )
 
 
-class OneOfFour(World):
-    """A process among four that all count the same."""
-
-    size = 4
-
-    def mean(self, counts):
-        return counts
-
-
 def test_a_cut_off_keeps_the_last_predictions():
     output = output_of(5)
     kept = stacked(output, "embeddings", output.layout.latents, 2)
@@ -44,12 +34,10 @@ def test_terms_of_the_last_predictions_keep_their_layer_numbers():
     }
 
 
-def test_nothing_to_divide_by_becomes_one_over_all_processes():
-    counts = divisors({"a": 6.0, "b": 0.0}, World(), torch.device("cpu"))
-    assert counts["a"] == 6
-    assert counts["b"] == 1
-    # a sum of one over four processes is a mean of a quarter
-    assert divisors({"b": 0.0}, OneOfFour(), torch.device("cpu"))["b"] == pytest.approx(0.25)
+def test_counts_below_one_are_kept_and_nothing_becomes_one():
+    """Half a phrase per process is one phrase among two processes."""
+    counts = divisors({"a": 6.0, "b": 0.5, "c": 0.0}, World(), torch.device("cpu"))
+    assert {key: value.item() for key, value in counts.items()} == {"a": 6, "b": 0.5, "c": 1}
 
 
 def test_half_precision_is_widened_and_nothing_is_narrowed():

@@ -5,6 +5,7 @@ import torch
 
 from xdecoder.queries import QuerySet
 from xdecoder.tasks import captioning, referring, retrieval
+from xdecoder.tasks.texts import encode_distinct
 
 
 @pytest.fixture
@@ -21,6 +22,21 @@ def test_a_phrase_asked_alone_does_not_depend_on_the_others(small_model, images,
     monkeypatch.setattr(referring, "PHRASES_PER_CALL", 2)
     cut = referring.predict(small_model, images[0], phrases, (30, 70))
     torch.testing.assert_close(together, cut, rtol=1e-4, atol=1e-5)
+
+
+def test_the_grounding_query_most_similar_to_the_phrase_answers(small_model, images):
+    texts = encode_distinct(small_model, ["a red ball"])
+    output = small_model(images[:1], QuerySet(grounding=texts.grounding([["a red ball"]])))
+    rows = output.layout.grounding
+    similarity = torch.nn.functional.cosine_similarity(
+        output.layers[-1].embeddings[0, rows], texts.sentences(["a red ball"])
+    )
+    best = rows.start + int(similarity.argmax())
+    small = output.mask_logits(-1, slice(best, best + 1))[0].detach()
+    # 48x80 pixels lie in a canvas of 64x96
+    canvas = torch.nn.functional.interpolate(small[None], (64, 96), mode="bilinear")[0]
+    predicted = referring.predict(small_model, images[0], ["a red ball"], (48, 80))
+    torch.testing.assert_close(predicted, canvas[:, :48, :80], rtol=1e-4, atol=1e-5)
 
 
 def test_phrases_asked_together_see_each_other(small_model, images):
