@@ -57,7 +57,7 @@ else
   step sanitizer-dry 60 python -m benchmarks.sanitize_msda --device cpu
   shapes="m2f-512 openseed-decoder-300"
   budget=0.2
-  masked="--levels 32x32 --masks blobs5 --budget 0.2"
+  masked="--levels 32x32 --masks blobs --budget 0.2"
 fi
 
 # shellcheck disable=SC2086

@@ -10,6 +10,8 @@ from kernels.errors import BackendUnavailable
 
 _log = logging.getLogger("kernels")
 _announced: set[tuple[str, ...]] = set()
+# how the reason of a backend for another device starts
+ELSEWHERE = "the tensors are on "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +59,17 @@ def _first_available(op: str, candidates: Sequence[Candidate]) -> str:
 
 
 def _announce(op: str, chosen: str, passed_over: Sequence[Candidate]) -> None:
-    reasons = tuple(f"{candidate.name}: {candidate.why_not}" for candidate in passed_over)
+    # a backend of another device is not a slower choice, and nothing that the user can mend
+    reasons = tuple(
+        f"{candidate.name}: {candidate.why_not}"
+        for candidate in passed_over
+        if not str(candidate.why_not).startswith(ELSEWHERE)
+    )
     key = (op, chosen, *reasons)
     if key in _announced:
         return
     _announced.add(key)
-    why = f"; not {'; not '.join(reasons)}" if reasons else ""
-    _log.info("%s runs on backend %r%s", op, chosen, why)
+    if reasons:
+        _log.warning("%s runs on backend %r; not %s", op, chosen, "; not ".join(reasons))
+    else:
+        _log.info("%s runs on backend %r", op, chosen)

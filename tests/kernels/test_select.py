@@ -45,5 +45,13 @@ def test_the_choice_is_logged_once_with_the_reason(caplog):
     with caplog.at_level(logging.INFO, logger="kernels"):
         choose_backend("op", [BROKEN, FAST], None)
         choose_backend("op", [BROKEN, FAST], None)
-    messages = [record.getMessage() for record in caplog.records]
-    assert messages == ["op runs on backend 'fast'; not broken: it is not built."]
+    messages = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert messages == [("WARNING", "op runs on backend 'fast'; not broken: it is not built.")]
+
+
+def test_a_backend_of_another_device_is_no_warning(caplog):
+    elsewhere = Candidate(name="gpu", why_not="the tensors are on cpu, not on a GPU.")
+    with caplog.at_level(logging.INFO, logger="kernels"):
+        choose_backend("op", [elsewhere, FAST], None)
+    messages = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert messages == [("INFO", "op runs on backend 'fast'")]
