@@ -36,7 +36,7 @@ def predict(
     is_ended = torch.zeros(len(images), dtype=torch.bool, device=device)
     for _ in range(min(max_tokens, tokenizer.context_length - 1)):
         token = _token_logits(model, features, ids)[:, -1].argmax(-1)  # [B]
-        token = torch.where(is_ended, tokenizer.end_id, token)
+        # what a caption says after its end is cut off below
         ids = torch.cat([ids, token[:, None]], dim=1)  # [B, T+1]
         is_ended |= token == tokenizer.end_id
         if bool(is_ended.all()):

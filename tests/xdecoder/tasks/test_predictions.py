@@ -94,6 +94,16 @@ def test_accuracy_counts_words_and_ends_of_the_true_caption(small_model, images)
     assert 0 <= accuracy.num_correct <= accuracy.num_tokens
 
 
+def test_a_model_that_knows_the_next_token_is_right_everywhere(small_model, images, monkeypatch):
+    def knowing(model, features, ids):
+        following = torch.cat([ids[:, 1:], ids[:, :1]], dim=1)
+        return torch.nn.functional.one_hot(following, len(small_model.token_table)).float()
+
+    monkeypatch.setattr(captioning, "_token_logits", knowing)
+    accuracy = captioning.token_accuracy(small_model, images, ["a red ball", "a box"])
+    assert accuracy.num_correct == accuracy.num_tokens > 0
+
+
 def test_both_sides_give_the_mean_of_the_two_cosines(small_model, images):
     captions = ["a red ball", "a box"]
     scores = {
