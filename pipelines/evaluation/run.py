@@ -206,11 +206,11 @@ def _chunks(records: Sequence[CocoRecord], size: int) -> Iterator[Sequence[CocoR
 
 def _by_image(stages: Sequence[Stage]) -> dict[int, dict[str, float]]:
     images: dict[int, dict[str, float]] = {}
-    for stage in stages:
-        for name, values in stage.by_image().items():
-            for image_id, value in values.items():
-                if math.isfinite(value):
-                    images.setdefault(image_id, {})[name] = value
+    named = [item for stage in stages for item in stage.by_image().items()]
+    for name, values in named:
+        for image_id, value in values.items():
+            if math.isfinite(value):
+                images.setdefault(image_id, {})[name] = value
     return images
 
 

@@ -92,8 +92,8 @@ class CaptionStage:
         return [{"image_id": key, "caption": text} for key, text in self.hypotheses.items()]
 
     def _accuracy(self, *, is_shuffled: bool) -> float:
-        correct, total = self._hits[is_shuffled]
-        return 100 * float(correct / max(total, 1))
+        correct, total = self._hits[is_shuffled].tolist()
+        return 100 * correct / max(total, 1)
 
 
 class RetrievalStage:
