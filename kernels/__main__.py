@@ -7,6 +7,7 @@ bit by bit, and the reason where the backend cannot run.
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -51,13 +52,11 @@ class Capability:
 
 def capabilities() -> Iterator[Capability]:
     """What both operators can run here, for heads of 32 channels, 3 levels, 4 points."""
-    for op in (_MSDA, _MASKED):
-        for device in ("cpu", "cuda"):
-            for dtype in _DTYPES:
-                for candidate in _candidates_of(op, torch.device(device), dtype):
-                    # a backend of the other device is no news
-                    if (op, device, candidate.name) in _REPEATS:
-                        yield _capability(op, device, dtype, candidate)
+    for op, device, dtype in product((_MSDA, _MASKED), ("cpu", "cuda"), _DTYPES):
+        for candidate in _candidates_of(op, torch.device(device), dtype):
+            # a backend of the other device is no news
+            if (op, device, candidate.name) in _REPEATS:
+                yield _capability(op, device, dtype, candidate)
 
 
 def _candidates_of(op: str, device: torch.device, dtype: torch.dtype) -> Sequence[Candidate]:

@@ -259,7 +259,8 @@ template <class C> bool locate(int64_t n, int32_t pixel_stride, Block<C>& b) {
   int32_t all_inside = 1;
 #pragma omp simd reduction(& : all_inside)
   for (int64_t i = 0; i < n; ++i) {
-    const int32_t inside = (px[i] > C(-1)) & (px[i] < width[i]) & (py[i] > C(-1)) & (py[i] < height[i]);
+    const int32_t inside =
+        (px[i] > C(-1)) & (px[i] < width[i]) & (py[i] > C(-1)) & (py[i] < height[i]);
     // a coordinate that is not a number must not reach the conversion to an integer
     const C x = inside ? px[i] : C(0), y = inside ? py[i] : C(0);
     const C x_floor = floor_of(x), y_floor = floor_of(y);
@@ -438,7 +439,9 @@ void scatter_query(const C* rows, C* grad_rows, const C* grad_row, int64_t begin
     scatter_sample<NV>(rows, grad_rows, grad, b, i, dots);
     C sums[4];
     sum_lanes(dots[0], dots[1], dots[2], dots[3], sums);
-    for (int c = 0; c < 4; ++c) b.dots[4 * i + c] = is_first ? sums[c] : b.dots[4 * i + c] + sums[c];
+    for (int c = 0; c < 4; ++c) {
+      b.dots[4 * i + c] = is_first ? sums[c] : b.dots[4 * i + c] + sums[c];
+    }
   }
 }
 

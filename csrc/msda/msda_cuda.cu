@@ -461,8 +461,9 @@ cudaError_t launch(const GpuProblem& p, bool is_backward, cudaStream_t stream) {
     kernel<<<unsigned(blocks), kThreads, shared, stream>>>(p);
     return cudaGetLastError();
   };
-  return p.fixed_point_scale == nullptr ? run(msda_backward_kernel<T, A, G, kIsFused, FloatSums>)
-                                        : run(msda_backward_kernel<T, A, G, kIsFused, FixedPointSums>);
+  return p.fixed_point_scale == nullptr
+             ? run(msda_backward_kernel<T, A, G, kIsFused, FloatSums>)
+             : run(msda_backward_kernel<T, A, G, kIsFused, FixedPointSums>);
 }
 
 template <class T, class A, int G>

@@ -119,7 +119,7 @@ def _msda_forward_kernel(
     largest = tl.zeros([BLOCK_Q], tl.float32)
     total = largest
     if FORM != 0:
-        probs, largest, total = _softmax_tile(weights_ptr, row, is_query, L * P, BLOCK_SAMPLES)
+        _probs, largest, total = _softmax_tile(weights_ptr, row, is_query, L * P, BLOCK_SAMPLES)
     output = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for level in range(L):
         height = tl.load(levels_ptr + 3 * level)
@@ -128,7 +128,7 @@ def _msda_forward_kernel(
         reference = reference_ptr + (query_row * L + level) * FORM
         for point in tl.static_range(P):
             sample = row * (L * P) + level * P + point
-            x, y, slope_x, slope_y = _pixel_coordinates(
+            x, y, _slope_x, _slope_y = _pixel_coordinates(
                 samples_ptr, sample, reference, width, height, is_query, FORM, P
             )
             weight = _sample_weight(weights_ptr, sample, is_query, largest, total, FORM)
