@@ -183,7 +183,8 @@ def _log_file(folder: Path, *, restart: int, rank: int) -> Iterator[None]:
         yield
     except Exception:
         # the terminal may be gone by the time that somebody asks
-        handler.stream.write(traceback.format_exc())
+        with Path(handler.baseFilename).open("a") as file:
+            file.write(traceback.format_exc())
         raise
     finally:
         logging.getLogger().removeHandler(handler)
