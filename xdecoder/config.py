@@ -134,7 +134,7 @@ def tiny() -> ModelConfig:
         ),
         pixel_decoder=PixelDecoderConfig(num_layers=2, num_heads=4, ffn_dim=192),
         decoder=DecoderConfig(num_layers=4, num_heads=4, ffn_dim=256, num_latents=20),
-        text=TextConfig(num_layers=3, num_heads=4, context_length=32, num_merges=2000),
+        text=TextConfig(num_layers=3, num_heads=4, context_length=40, num_merges=4000),
     )
 
 

@@ -54,12 +54,13 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary_size, dim)
         self.positions = nn.Parameter(torch.empty(context_length, dim))
-        self.blocks = nn.ModuleList(TextBlock(dim, num_heads=num_heads) for _ in range(num_layers))
+        blocks = [TextBlock(dim, num_heads=num_heads) for _ in range(num_layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.projection = nn.Linear(dim, dim, bias=False)
         nn.init.normal_(self.token_embedding.weight, std=dim**-0.5)
         nn.init.normal_(self.positions, std=0.01)
-        for block in self.blocks:
+        for block in blocks:
             shrink(block.attention.out_proj, block.linear2, factor=0.5 / num_layers)
         nn.init.normal_(self.projection.weight, std=dim**-0.5)
 

@@ -33,7 +33,8 @@ PROMPTS_PER_CALL = 1024
 class EncodesText(Protocol):
     """What this module needs of a model: a tokenizer and a text encoder."""
 
-    text_encoder: nn.Module
+    @property
+    def text_encoder(self) -> nn.Module: ...
 
     def tokenizer(self, texts: Sequence[str]) -> Int[Tensor, "n t"]: ...
 

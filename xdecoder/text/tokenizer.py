@@ -1,6 +1,7 @@
 """CLIP's byte-pair encoding, whole or cut to its first merges."""
 
 import functools
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from xdecoder.config import ConfigError
 # 256 bytes, inside and at the end of a word
 NUM_BYTE_SYMBOLS = 512
 NUM_MERGES = 48894
+_BEFORE_PUNCTUATION = re.compile(r"\s+(?=[.,;:!?])")
 
 
 class Tokenizer:
@@ -61,14 +63,17 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " t"]) -> str:
-        """The text up to the first end-of-text, without the start token."""
+        """The text up to the first end-of-text, without the start token.
+
+        The encoding sets punctuation apart; here it joins the word before it again.
+        """
         kept = []
         for token in ids.tolist() if isinstance(ids, Tensor) else ids:
             if token == self.end_id:
                 break
             if token != self.start_id:
                 kept.append(token)
-        return self._bpe.decode(kept).strip()
+        return _BEFORE_PUNCTUATION.sub("", self._bpe.decode(kept)).strip()
 
     def _encode(self, text: str) -> tuple[int, ...]:
         body = self._bpe.encode(text)[: self.context_length - 2]
