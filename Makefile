@@ -45,7 +45,7 @@ bench: setup  ## time the operators against their peers on this machine
 	$(BIN)/python benchmarks/bench_masked_attention.py --device cpu
 
 gpu: setup  ## check and time everything that needs a GPU
-	PYTHON=$(BIN)/python bash benchmarks/gpu_run.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_run.sh
 
 docs: setup  ## check that every public name has a docstring and every link a target
 	$(BIN)/ruff check --select D1 kernels xdecoder pipelines

@@ -14,7 +14,7 @@ import torch
 
 from kernels._extension import CPU_LIBRARY, CUDA_LIBRARY
 from kernels._select import Candidate
-from kernels.masked_xattn.api import _candidates as masked_candidates
+from kernels.masked_xattn.api import candidates_for as masked_candidates
 from kernels.msda.backends import Call, candidates
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

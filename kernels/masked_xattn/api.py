@@ -86,7 +86,7 @@ def resize_mask_features(
             f"got {mode!r}. Take the one the weights were trained with."
         )
     check_num_dims("resize_mask_features", "features", features, axes="B, C, H, W")
-    candidates = _candidates(features.device, features.dtype, head_dim=1)
+    candidates = candidates_for(features.device, features.dtype, head_dim=1)
     able = [candidate for candidate in candidates if candidate.name in ("cpu", "reference")]
     height, width = size_hw
     if choose_backend("resize_mask_features", able, backend) == "cpu":
@@ -125,7 +125,7 @@ def mask_bits(
     """
     keys = _flat_keys(mask_embed, features, num_unmasked_rows)  # [B, C, K]
     dtype = torch.promote_types(mask_embed.dtype, keys.dtype)
-    candidates = _candidates(mask_embed.device, dtype, head_dim=1)
+    candidates = candidates_for(mask_embed.device, dtype, head_dim=1)
     has_bits = [candidate for candidate in candidates if candidate.name != "sdpa"]
     chosen = choose_backend("mask_bits", has_bits, backend)
     if chosen == "cpu":
@@ -197,7 +197,7 @@ def masked_cross_attention(
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     _check_attention(q, k, v, bits, row_any)
-    candidates = _candidates(q.device, q.dtype, head_dim=q.shape[3])
+    candidates = candidates_for(q.device, q.dtype, head_dim=q.shape[3])
     chosen = choose_backend("masked_cross_attention", candidates, backend)
     if chosen == "reference":
         return reference.masked_cross_attention_reference(q, k, v, bits, row_any)
@@ -212,9 +212,10 @@ def masked_cross_attention(
     return out.to(q.dtype)
 
 
-def _candidates(
+def candidates_for(
     device: torch.device, dtype: torch.dtype, *, head_dim: int
 ) -> tuple[Candidate, ...]:
+    """Every backend of attention, fastest first, each with the reason why it cannot run."""
     why_not_fused = None
     if dtype == torch.float64:
         why_not_fused = "the dtype is float64."
