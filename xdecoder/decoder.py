@@ -1,5 +1,7 @@
 """The decoder: rows look at the image where their masks are, at each other, and predict."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ class MaskedLayer(nn.Module):
         positions: Float[Tensor, "b r c"],
         level: "Level",
         sees_pixels: MaskBits,
-        sees_rows: Bool[Tensor, "#b 1 r r"],
+        sees_rows: Bool[Tensor, "#b 1 r r"] | None,
         layout: QueryLayout,
     ) -> Float[Tensor, "b r c"]:
         looking = states[:, layout.cross_rows]
@@ -48,6 +50,28 @@ class Level:
     def __init__(self, *, memory: Tensor, positions: Tensor, mask_features: Tensor) -> None:
         # [B, K, C], [1, K, C] and [B, C, K]
         self.memory, self.positions, self.mask_features = memory, positions, mask_features
+
+
+def decoder_levels(
+    maps: Sequence[Float[Tensor, "b c _h _w"]],
+    mask_features: Float[Tensor, "b m h4 w4"],
+    level_embeddings: Float[Tensor, "l c"],
+    mask_resize: ResizeMode,
+) -> list[Level]:
+    """One level per embedding: its tokens, their positions, mask features at its size."""
+    levels = []
+    for map_, embedding in zip(maps[: len(level_embeddings)], level_embeddings, strict=True):
+        size_hw = (map_.shape[2], map_.shape[3])
+        # masks decide only where attention may look, so nothing flows back through them
+        resized = resize_mask_features(mask_features.detach(), size_hw, mode=mask_resize)
+        levels.append(
+            Level(
+                memory=map_.flatten(2).transpose(1, 2) + embedding,
+                positions=sine_positions(size_hw, map_.shape[1], like=map_),
+                mask_features=resized.flatten(2),  # [B, M, K]
+            )
+        )
+    return levels
 
 
 class MaskedDecoder(nn.Module):
@@ -95,7 +119,9 @@ class MaskedDecoder(nn.Module):
     def forward(self, features: ImageFeatures, queries: QuerySet) -> DecoderOutput:
         """One prediction from the learned queries and one after each layer."""
         layout = queries.layout(self.num_latents)
-        levels = self._levels(features)
+        levels = decoder_levels(
+            features.levels, features.mask_features, self.level_embedding.weight, self.mask_resize
+        )
         states, positions = self._rows(queries, layout, features.mask_features.shape[0])
         sees_rows = _sees_rows(queries, layout, states.device)
         predictions = [self.heads(states, layout)]
@@ -107,23 +133,6 @@ class MaskedDecoder(nn.Module):
         return DecoderOutput(
             layers=tuple(predictions), layout=layout, mask_features=features.mask_features
         )
-
-    def _levels(self, features: ImageFeatures) -> list[Level]:
-        levels = []
-        for i, map_ in enumerate(features.levels[: self.level_embedding.num_embeddings]):
-            size_hw = (map_.shape[2], map_.shape[3])
-            # masks decide only where attention may look, so nothing flows back through them
-            resized = resize_mask_features(
-                features.mask_features.detach(), size_hw, mode=self.mask_resize
-            )
-            levels.append(
-                Level(
-                    memory=map_.flatten(2).transpose(1, 2) + self.level_embedding.weight[i],
-                    positions=sine_positions(size_hw, map_.shape[1], like=map_),
-                    mask_features=resized.flatten(2),  # [B, C, K]
-                )
-            )
-        return levels
 
     def _rows(
         self, queries: QuerySet, layout: QueryLayout, num_images: int

@@ -56,7 +56,10 @@ class SelfAttention(nn.Module):
 
 
 class MaskedCrossAttention(nn.Module):
-    """Multi-head attention from rows to the places of a map that their bits allow."""
+    """Multi-head attention from rows to the places of a map that their bits allow.
+
+    Without bits (None) every row looks everywhere.
+    """
 
     def __init__(self, dim: int, *, num_heads: int) -> None:
         super().__init__()
@@ -70,7 +73,7 @@ class MaskedCrossAttention(nn.Module):
         query: Float[Tensor, "b q c"],
         memory: Float[Tensor, "b k c"],
         memory_positions: Float[Tensor, "#b k c"],
-        may_attend: MaskBits,
+        may_attend: MaskBits | None,
     ) -> Float[Tensor, "b q c"]:
         weight, bias = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
         projected = (
@@ -79,7 +82,10 @@ class MaskedCrossAttention(nn.Module):
             F.linear(memory, weight[2], bias[2]),
         )
         q, k, v = (split_heads(part, self.num_heads) for part in projected)
-        attended = masked_cross_attention(q, k, v, may_attend.bits, may_attend.row_any)
+        if may_attend is None:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        else:
+            attended = masked_cross_attention(q, k, v, may_attend.bits, may_attend.row_any)
         return self.out_proj(merge_heads(attended))
 
 

@@ -6,10 +6,10 @@ from typing import cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from xdecoder.backbones import Backbone
 from xdecoder.decoder import MaskedDecoder
+from xdecoder.images import normalised
 from xdecoder.outputs import DecoderOutput, ImageFeatures, TextFeatures
 from xdecoder.queries import QuerySet
 from xdecoder.text.encoder import TextEncoder
@@ -69,7 +69,16 @@ class XDecoder(nn.Module):
         Images are normalised, then padded right and bottom with zeros to the size divisibility.
         With `valid_sizes_hw` the padding that a batch already has becomes zero as well.
         """
-        maps = self.backbone(self._normalised(images, valid_sizes_hw))
+        maps = self.backbone(
+            normalised(
+                images,
+                valid_sizes_hw,
+                mean=self.pixel_mean,
+                std=self.pixel_std,
+                size_divisibility=self.size_divisibility,
+                dtype=self.token_table.dtype,
+            )
+        )
         pyramid = self.pixel_decoder(maps)
         return ImageFeatures(
             levels=pyramid.levels,
@@ -84,23 +93,3 @@ class XDecoder(nn.Module):
     def decode(self, features: ImageFeatures, queries: QuerySet) -> DecoderOutput:
         """Predictions of the learned queries and of every layer."""
         return self.decoder(features, queries)
-
-    def _normalised(
-        self, images: Tensor, valid_sizes_hw: Sequence[tuple[int, int]] | None
-    ) -> Tensor:
-        height, width = images.shape[2:]
-        images = images.to(torch.promote_types(self.token_table.dtype, torch.float32))
-        mean, std = (
-            images.new_tensor(values).view(3, 1, 1) for values in (self.pixel_mean, self.pixel_std)
-        )
-        images = (images - mean) / std
-        if valid_sizes_hw is not None:
-            rows = torch.arange(height, device=images.device)
-            columns = torch.arange(width, device=images.device)
-            sizes_hw = torch.tensor(list(valid_sizes_hw), device=images.device)  # [B, 2]
-            is_valid_row = rows < sizes_hw[:, :1]  # [B, H]
-            is_valid_column = columns < sizes_hw[:, 1:]  # [B, W]
-            images = images * (is_valid_row[:, :, None] & is_valid_column[:, None])[:, None]
-        divisor = self.size_divisibility
-        images = F.pad(images, (0, -width % divisor, 0, -height % divisor))
-        return images.to(self.token_table.dtype)

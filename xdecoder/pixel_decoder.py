@@ -13,10 +13,14 @@ from xdecoder.layers import DeformableAttention, FeedForward, SelfAttention, sin
 
 
 class Pyramid(NamedTuple):
-    """Levels coarse to fine, and the map that masks are made of."""
+    """Levels coarse to fine, and the map that masks are made of.
+
+    memory: what a decoder of a single map reads, at stride 32, where it is not the first level.
+    """
 
     levels: tuple[Float[Tensor, "b c _h _w"], ...]
-    mask_features: Float[Tensor, "b c h4 w4"]
+    mask_features: Float[Tensor, "b m h4 w4"]
+    memory: Float[Tensor, "b d _h _w"] | None = None
 
 
 class NormedConv(nn.Module):
@@ -80,7 +84,9 @@ class EncoderLayer(nn.Module):
 class FpnTransformer(nn.Module):
     """A plain transformer on the coarsest map, then a feature pyramid over all four.
 
-    Source: microsoft/X-Decoder, modeling/vision/encoder/transformer_encoder_fpn.py.
+    Without layers the pyramid starts at the backbone map itself, as MaskFormer does.
+    Source: microsoft/X-Decoder, modeling/vision/encoder/transformer_encoder_fpn.py;
+    facebookresearch/MaskFormer, mask_former/modeling/heads/pixel_decoder.py.
     """
 
     def __init__(
@@ -94,31 +100,43 @@ class FpnTransformer(nn.Module):
         ffn_dim: int,
     ) -> None:
         super().__init__()
-        self.input_projection = nn.Conv2d(in_dims[-1], dim, 1)
+        self.input_projection = nn.Conv2d(in_dims[-1], dim, 1) if num_layers else None
         self.encoder = nn.ModuleList(
             EncoderLayer(dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers)
         )
-        self.top = NormedConv(dim, out_dim=dim, kernel_size=3, has_relu=True)
+        top_dim = dim if num_layers else in_dims[-1]
+        self.top = NormedConv(top_dim, out_dim=dim, kernel_size=3, has_relu=True)
         # strides 16, 8, 4
         self.steps = nn.ModuleList(
             FpnStep(in_dim, dim=dim, upsampling="nearest") for in_dim in reversed(in_dims[:-1])
         )
         self.mask_projection = nn.Conv2d(dim, mask_dim, 3, padding=1)
-        _reset_conv(self.input_projection)
+        if self.input_projection is not None:
+            _reset_conv(self.input_projection)
         _reset_conv(self.mask_projection)
 
     def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> Pyramid:
         """The pyramid of backbone maps given fine to coarse (strides 4 to 32)."""
-        projected = self.input_projection(maps[-1])
+        memory = self._encoded(maps[-1])
+        results = [self.top(memory)]
+        for step, finer in zip(self.steps, reversed(maps[:-1]), strict=True):
+            results.append(step(finer, results[-1]))
+        return Pyramid(
+            levels=tuple(results[:-1]),
+            mask_features=self.mask_projection(results[-1]),
+            memory=memory,
+        )
+
+    def _encoded(self, coarsest: Tensor) -> Tensor:
+        if self.input_projection is None:
+            return coarsest
+        projected = self.input_projection(coarsest)
         size_hw = (projected.shape[2], projected.shape[3])
         positions = sine_positions(size_hw, projected.shape[1], like=projected)
         tokens = projected.flatten(2).transpose(1, 2)  # [B, S, C]
         for layer in self.encoder:
             tokens = layer(tokens, positions)
-        results = [self.top(tokens.transpose(1, 2).unflatten(2, size_hw))]
-        for step, finer in zip(self.steps, reversed(maps[:-1]), strict=True):
-            results.append(step(finer, results[-1]))
-        return Pyramid(levels=tuple(results[:-1]), mask_features=self.mask_projection(results[-1]))
+        return tokens.transpose(1, 2).unflatten(2, size_hw)  # [B, C, H, W]
 
 
 class DeformableEncoderLayer(nn.Module):

@@ -52,12 +52,16 @@ VISIBILITY: dict[RowGroup, tuple[Visibility, Visibility, Visibility, Visibility,
 
 @dataclass(frozen=True, kw_only=True)
 class QueryLayout:
-    """Named slices of the decoder's rows; a group that is not there is an empty slice."""
+    """Named slices of the decoder's rows; a group that is not there is an empty slice.
+
+    has_global_query: off for decoders that only segment.
+    """
 
     num_latents: int
     num_grounding: int = 0
     num_phrase_tokens: int = 0
     num_caption: int = 0
+    has_global_query: bool = True
 
     def __post_init__(self) -> None:
         counts = (self.num_grounding, self.num_phrase_tokens, self.num_caption)
@@ -74,7 +78,7 @@ class QueryLayout:
 
     @property
     def global_query(self) -> slice:
-        return slice(self.num_latents, self.num_latents + 1)
+        return slice(self.num_latents, self.num_latents + int(self.has_global_query))
 
     @property
     def objects(self) -> slice:

@@ -49,6 +49,22 @@ def matched_rows(rows: Float[Tensor, "l b q c"], matching: Matching) -> Float[Te
     return rows[layers, matching.image_index[None], matching.query_index].transpose(0, 1)
 
 
+def matched_maps(
+    mask_embeddings: Float[Tensor, "l b q c"],
+    mask_features: Float[Tensor, "b c h w"],
+    matching: Matching,
+    counts: Sequence[int],
+) -> Float[Tensor, "m l h w"]:
+    """The mask logits of the query that each target was given, in every layer."""
+    rows = matched_rows(mask_embeddings, matching)  # [M, L, C]
+    # mask maps are made for matched queries only, image by image, never for all queries
+    maps = [
+        image_rows @ features.flatten(1)
+        for image_rows, features in zip(rows.split(list(counts)), mask_features, strict=True)
+    ]
+    return torch.cat(maps).unflatten(2, mask_features.shape[2:])  # [M, L, h, w]
+
+
 def matched_mask_terms(
     mask_embeddings: Float[Tensor, "l b q c"],
     mask_features: Float[Tensor, "b c h w"],
@@ -59,13 +75,7 @@ def matched_mask_terms(
     sampling: PointSampling,
 ) -> MaskTerms:
     """Cross-entropy and dice [M, L] of each target's mask; zero where it has no query."""
-    rows = matched_rows(mask_embeddings, matching)  # [M, L, C]
-    # mask maps are made for matched queries only, image by image, never for all queries
-    maps = [
-        image_rows @ features.flatten(1)
-        for image_rows, features in zip(rows.split(list(counts)), mask_features, strict=True)
-    ]
-    logits = torch.cat(maps).unflatten(2, mask_features.shape[2:])  # [M, L, h, w]
+    logits = matched_maps(mask_embeddings, mask_features, matching, counts)
     terms = sampled_mask_terms(logits, targets, draws, sampling)
     is_matched = matching.is_matched.T
     return MaskTerms(terms.bce * is_matched, terms.dice * is_matched)

@@ -1,6 +1,6 @@
 """Which query answers for which target: the cheapest assignment per image and layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from xdecoder.losses.mask import pairwise_terms
+from xdecoder.losses.mask import MaskTerms, pairwise_terms
+
+# logits [..., Q, P] and targets [..., M, P] to terms [..., Q, M]
+PairwiseTerms = Callable[[Tensor, Tensor], MaskTerms]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +55,10 @@ def matching_cost(
     point_logits: Float[Tensor, "*b q p"],
     point_targets: Float[Tensor, "*b m p"],
     costs: MatchingCosts,
+    pairwise: PairwiseTerms = pairwise_terms,
 ) -> Float[Tensor, "*b q m"]:
     """What it costs to give a target to a query; less for a likelier label and a better mask."""
-    terms = pairwise_terms(point_logits, point_targets)
+    terms = pairwise(point_logits, point_targets)
     return costs.bce * terms.bce + costs.dice * terms.dice - costs.label * label_probs
 
 
@@ -67,12 +71,13 @@ def match(
     point_targets: Float[Tensor, "b m p"],
     counts: Sequence[int],
     costs: MatchingCosts,
+    pairwise: PairwiseTerms = pairwise_terms,
 ) -> Matching:
     """The cheapest assignment of queries to targets, per layer and image.
 
     label_probs: how probable each query finds the label of each target; point_features: mask
     features read at the points that all masks of an image share. A mask logit is linear in the
-    features, so their dot product is the mask read at those points.
+    features, so their dot product is the mask read at those points. pairwise: how masks compare.
 
     Raises: ValueError where a cost is not finite, naming the tensor that it came from.
     """
@@ -84,7 +89,7 @@ def match(
     # a layer at a time: the mask logits of all queries at all points are the largest tensor here
     for layer in range(num_layers if total else 0):
         logits = mask_embeddings[layer] @ point_features  # [B, Q, P]
-        cost = matching_cost(label_probs[layer], logits, point_targets, costs)
+        cost = matching_cost(label_probs[layer], logits, point_targets, costs, pairwise)
         if not torch.isfinite(cost).all():
             _raise_not_finite(
                 layer,

@@ -1,0 +1,1 @@
+"""MaskFormer and Mask2Former: a backbone, a pixel decoder, queries, and a fixed list of classes."""

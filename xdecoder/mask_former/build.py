@@ -1,0 +1,100 @@
+"""Settings to modules."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from torch import nn
+
+from xdecoder.backbones import Backbone
+from xdecoder.backbones.resnet import ResNetBackbone
+from xdecoder.backbones.swin import SwinBackbone
+from xdecoder.mask_former.config import MaskFormerConfig, ResNetConfig, SwinConfig
+from xdecoder.mask_former.decoders import DetrDecoder, MaskedQueryDecoder
+from xdecoder.mask_former.model import MaskFormer, MaskHead
+from xdecoder.pixel_decoder import FpnTransformer, MsDeform
+
+
+def build_mask_former(config: MaskFormerConfig) -> MaskFormer:
+    """The model of `config`, initialised from torch's global generator."""
+    backbone = _build_backbone(config.backbone)
+    return MaskFormer(
+        backbone=backbone,
+        head=build_head(config, cast(Backbone, backbone).out_dims),
+        num_classes=config.num_classes,
+        num_queries=config.decoder.num_queries,
+        pixel_mean=config.pixel_mean,
+        pixel_std=config.pixel_std,
+        size_divisibility=config.size_divisibility,
+    )
+
+
+def build_head(config: MaskFormerConfig, in_dims: Sequence[int]) -> MaskHead:
+    """Everything behind backbone maps of the given widths, fine to coarse."""
+    return MaskHead(
+        pixel_decoder=_build_pixel_decoder(config, in_dims),
+        decoder=_build_decoder(config, in_dims),
+    )
+
+
+def _build_backbone(config: SwinConfig | ResNetConfig) -> nn.Module:
+    if isinstance(config, SwinConfig):
+        return SwinBackbone(
+            config.dim,
+            depths=config.depths,
+            num_heads=config.num_heads,
+            window=config.window,
+            drop_path=config.drop_path,
+        )
+    return ResNetBackbone(
+        depths=config.depths, norm=config.norm, num_frozen_parts=config.num_frozen_parts
+    )
+
+
+def _build_pixel_decoder(config: MaskFormerConfig, in_dims: Sequence[int]) -> nn.Module:
+    settings = config.pixel_decoder
+    if settings.kind == "fpn_transformer":
+        return FpnTransformer(
+            in_dims,
+            dim=config.pixel_dim,
+            mask_dim=config.mask_dim,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            ffn_dim=settings.ffn_dim,
+        )
+    return MsDeform(
+        in_dims,
+        dim=config.pixel_dim,
+        mask_dim=config.mask_dim,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        ffn_dim=settings.ffn_dim,
+        num_points=settings.num_points,
+    )
+
+
+def _build_decoder(config: MaskFormerConfig, in_dims: Sequence[int]) -> nn.Module:
+    settings, pixels = config.decoder, config.pixel_decoder
+    if settings.kind == "masked":
+        return MaskedQueryDecoder(
+            [config.pixel_dim] * 3,
+            dim=settings.dim,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            ffn_dim=settings.ffn_dim,
+            num_queries=settings.num_queries,
+            num_classes=config.num_classes,
+            mask_dim=config.mask_dim,
+            has_input_projection=settings.has_input_projection,
+        )
+    reads_backbone = pixels.kind == "fpn_transformer" and pixels.num_layers == 0
+    return DetrDecoder(
+        in_dims[-1] if reads_backbone else config.pixel_dim,
+        dim=settings.dim,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        ffn_dim=settings.ffn_dim,
+        num_queries=settings.num_queries,
+        num_classes=config.num_classes,
+        mask_dim=config.mask_dim,
+        has_input_projection=settings.has_input_projection,
+    )

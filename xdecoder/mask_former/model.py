@@ -1,0 +1,68 @@
+"""The model: a backbone, and a head that turns its maps into classes and masks."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from xdecoder.images import normalised
+from xdecoder.mask_former.outputs import MaskOutput
+
+
+class MaskHead(nn.Module):
+    """A pixel decoder and a decoder of queries."""
+
+    def __init__(self, *, pixel_decoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.decoder = decoder
+
+    def forward(
+        self, maps: Sequence[Float[Tensor, "b _c _h _w"]], canvas_hw: tuple[int, int]
+    ) -> MaskOutput:
+        """Predictions from backbone maps, fine to coarse (strides 4 to 32)."""
+        pyramid = self.pixel_decoder(maps)
+        return MaskOutput(
+            layers=self.decoder(pyramid), mask_features=pyramid.mask_features, canvas_hw=canvas_hw
+        )
+
+
+class MaskFormer(nn.Module):
+    """Images in, one prediction per layer out; MaskFormer or Mask2Former by its head.
+
+    num_classes: without `no object`, which is the last column of the class logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        head: MaskHead,
+        num_classes: int,
+        num_queries: int,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        size_divisibility: int,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.num_classes, self.num_queries = num_classes, num_queries
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.size_divisibility = size_divisibility
+
+    def forward(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        valid_sizes_hw: Sequence[tuple[int, int]] | None = None,
+    ) -> MaskOutput:
+        """Predictions of RGB images in 0..255; padding of a batch becomes zero where it is told."""
+        pixels = normalised(
+            images,
+            valid_sizes_hw,
+            mean=self.pixel_mean,
+            std=self.pixel_std,
+            size_divisibility=self.size_divisibility,
+            dtype=next(self.head.parameters()).dtype,
+        )
+        return self.head(self.backbone(pixels), (pixels.shape[2], pixels.shape[3]))
