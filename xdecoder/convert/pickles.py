@@ -1,5 +1,6 @@
 """Weights from files of other programs, without running what is in them."""
 
+import importlib
 import io
 import pickle
 from collections import OrderedDict
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from xdecoder.convert.rules import CheckpointError
 
+_CORE = "core" if np.__version__.startswith("1.") else "_core"
+_MULTIARRAY = importlib.import_module(f"numpy.{_CORE}.multiarray")
 # what a pickled dictionary of arrays needs; numpy 2 moved its core
 _MAKERS = {
     ("collections", "OrderedDict"): OrderedDict,
@@ -19,7 +22,7 @@ _MAKERS = {
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): lambda text, encoding: text.encode(encoding),
     **{
-        (f"numpy.{core}.multiarray", name): getattr(np._core.multiarray, name)
+        (f"numpy.{core}.multiarray", name): getattr(_MULTIARRAY, name)
         for core in ("core", "_core")
         for name in ("_reconstruct", "scalar")
     },

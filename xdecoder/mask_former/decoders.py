@@ -154,5 +154,6 @@ def _projection(in_dim: int, dim: int, is_always: bool) -> nn.Module:
     projection = nn.Conv2d(in_dim, dim, 1)
     # as fvcore's c2_xavier_fill
     nn.init.kaiming_uniform_(projection.weight, a=1)
-    nn.init.zeros_(projection.bias)
+    if projection.bias is not None:
+        nn.init.zeros_(projection.bias)
     return projection
