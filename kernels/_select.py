@@ -1,7 +1,8 @@
 """Chooses the backend of a call before it runs, and says once what was chosen and why."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from kernels.errors import BackendUnavailable
 
 _log = logging.getLogger("kernels")
 _announced: set[tuple[str, ...]] = set()
+# the backend of calls that ask for none, while a graph is exported; None: the fastest
+_default: list[str | None] = [None]
 # how the reason of a backend for another device starts
 ELSEWHERE = "the tensors are on "
 
@@ -22,6 +25,16 @@ class Candidate:
     why_not: str | None
 
 
+@contextlib.contextmanager
+def default_backend(name: str) -> Iterator[None]:
+    """Within the context, calls that ask for no backend run on this one; for exported graphs."""
+    _default.append(name)
+    try:
+        yield
+    finally:
+        _default.pop()
+
+
 def choose_backend(op: str, candidates: Sequence[Candidate], requested: str | None) -> str:
     """The name of the backend that runs this call: `requested`, or the first that can.
 
@@ -31,6 +44,7 @@ def choose_backend(op: str, candidates: Sequence[Candidate], requested: str | No
         BackendUnavailable: `requested` cannot run this call, or no candidate can.
         ValueError: `requested` is not the name of a backend of this operator.
     """
+    requested = requested or _default[-1]
     if requested is None:
         return _first_available(op, candidates)
     for candidate in candidates:

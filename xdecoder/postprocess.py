@@ -102,20 +102,25 @@ def panoptic(
     is_thing: Sequence[bool],
     object_threshold: float = 0.8,
     overlap_threshold: float = 0.8,
+    keeps_faint_pixels: bool = False,
 ) -> Panoptic:
     """Segments that do not overlap; a pixel goes to the query with the largest score times mask.
 
     object_threshold: least class probability of a query; overlap_threshold: least share of a
     query's own mask that it wins. Parts of the same stuff class are one segment.
+    keeps_faint_pixels: a segment has all pixels that its query wins, as in MaskFormer, also where
+    its mask probability is below 0.5.
     """
     scores, class_ids = class_probs.max(1)
     kept = ((class_ids != class_probs.shape[1] - 1) & (scores > object_threshold)).nonzero()[:, 0]
     scores, class_ids = scores[kept], class_ids[kept]
     owner, is_inside, own_areas = _owners(scores, mask_logits, kept)
     won_areas = torch.bincount(owner.flatten() + 1, minlength=len(kept) + 1)[1:]
-    owner = torch.where(is_inside, owner, -1)
+    owner = owner if keeps_faint_pixels else torch.where(is_inside, owner, -1)
     areas = torch.bincount(owner.flatten() + 1, minlength=len(kept) + 1)[1:]
-    is_kept = (areas > 0) & (won_areas / own_areas.clamp(min=1) >= overlap_threshold)
+    is_kept = (
+        (areas > 0) & (own_areas > 0) & (won_areas / own_areas.clamp(min=1) >= overlap_threshold)
+    )
     segment_of = torch.zeros(len(kept) + 1, dtype=torch.int32)
     segments: list[PanopticSegment] = []
     stuff: dict[int, int] = {}
@@ -177,11 +182,13 @@ def instances(
     *,
     top_k: int = 100,
     is_thing: Sequence[bool] | None = None,
+    minimum_score: float = 0.0,
 ) -> Instances:
     """The `top_k` most probable pairs of a query and a class, background apart.
 
     A score is the class probability times the mean mask probability inside the mask. With
-    `is_thing`, pairs whose class is stuff are dropped after the choice.
+    `is_thing`, pairs whose class is stuff are dropped after the choice, and pairs below
+    `minimum_score` are dropped last.
     """
     probs = class_probs[:, :-1]
     num_classes = probs.shape[1]
@@ -192,6 +199,7 @@ def instances(
         scores, queries, class_ids = scores[is_kept], queries[is_kept], class_ids[is_kept]
     scores = scores * _mask_quality(mask_logits)[queries]
     order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= minimum_score]
     masks = mask_logits[queries[order]] > 0
     return Instances(scores[order], class_ids[order], masks, boxes_from_masks(masks))
 

@@ -4,7 +4,7 @@ import pytest
 
 import kernels
 from kernels import _select
-from kernels._select import Candidate, choose_backend
+from kernels._select import Candidate, choose_backend, default_backend
 
 FAST = Candidate(name="fast", why_not=None)
 SLOW = Candidate(name="slow", why_not=None)
@@ -55,3 +55,11 @@ def test_a_backend_of_another_device_is_no_warning(caplog):
         choose_backend("op", [elsewhere, FAST], None)
     messages = [(record.levelname, record.getMessage()) for record in caplog.records]
     assert messages == [("INFO", "op runs on backend 'fast'")]
+
+
+def test_a_default_backend_holds_within_its_context_only():
+    candidates = [FAST, SLOW]
+    with default_backend("slow"):
+        assert choose_backend("op", candidates, None) == "slow"
+        assert choose_backend("op", candidates, "fast") == "fast"
+    assert choose_backend("op", candidates, None) == "fast"

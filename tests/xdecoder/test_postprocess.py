@@ -143,3 +143,23 @@ def test_boxes_end_after_the_last_pixel_and_x_comes_first() -> None:
     mask[0, 1:4, 2:9] = True
     boxes = boxes_from_masks(mask)
     assert boxes.tolist() == [[2.0, 1.0, 9.0, 4.0], [0.0, 0.0, 0.0, 0.0]]
+
+
+def test_faint_pixels_belong_to_the_winner_only_where_asked():
+    class_probs = torch.tensor([[0.95, 0.05, 0.0]])
+    # columns 0 and 1 inside the mask, column 2 outside
+    mask_logits = torch.tensor([3.0, 3.0, -1.0]).expand(1, 2, 3)
+    settings = {"is_thing": (True, True), "overlap_threshold": 0.5}
+    plain = panoptic(class_probs, mask_logits, **settings)
+    faint = panoptic(class_probs, mask_logits, keeps_faint_pixels=True, **settings)
+    assert [plain.segments[0].area_px, faint.segments[0].area_px] == [4, 6]
+    nowhere = panoptic(class_probs, mask_logits - 9, keeps_faint_pixels=True, **settings)
+    assert nowhere.segments == ()
+
+
+def test_instances_below_the_minimum_score_are_dropped():
+    class_probs = torch.tensor([[0.9, 0.05, 0.05], [0.1, 0.3, 0.6]])
+    mask_logits = torch.full((2, 3, 5), 4.0)
+    found = instances(class_probs, mask_logits, minimum_score=0.25)
+    assert len(found.scores) == len(found.boxes_xyxy_px) == 2
+    assert found.class_ids.tolist() == [0, 1]
