@@ -24,18 +24,21 @@ def pack_bits(may_attend: Tensor) -> Tensor:
     num_keys = may_attend.shape[-1]
     words = num_words(num_keys)
     padded = torch.nn.functional.pad(may_attend, (0, words * WORD_BITS - num_keys))
-    # bit 31 is the sign, so its weight is -2^31 and no partial sum leaves int32
-    place_values = 1 << torch.arange(WORD_BITS, device=may_attend.device, dtype=torch.int64)
-    place_values = torch.where(place_values == 1 << 31, -place_values, place_values)
     grouped = padded.unflatten(-1, (words, WORD_BITS)).to(torch.int32)  # [..., W, 32]
-    return (grouped * place_values.to(torch.int32)).sum(-1, dtype=torch.int32)
+    return (grouped * _place_values(may_attend.device)).sum(-1, dtype=torch.int32)
 
 
 def unpack_bits(bits: Tensor, num_keys: int) -> Tensor:
     """Return Bool [..., K] of int32 words [..., ceil(K/32)]."""
-    shifts = torch.arange(WORD_BITS, device=bits.device, dtype=torch.int32)
-    grouped = (bits.unsqueeze(-1) >> shifts) & 1  # [..., W, 32]
-    return grouped.flatten(-2)[..., :num_keys].to(torch.bool)
+    # no shifts: ONNX has none for signed words
+    grouped = bits.unsqueeze(-1) & _place_values(bits.device)  # [..., W, 32]
+    return (grouped != 0).flatten(-2)[..., :num_keys]
+
+
+def _place_values(device: torch.device) -> Tensor:
+    # bit 31 is the sign, so its weight is -2^31 and no partial sum leaves int32
+    values = [1 << place for place in range(WORD_BITS - 1)]
+    return torch.tensor([*values, -(1 << (WORD_BITS - 1))], device=device, dtype=torch.int32)
 
 
 def tiles_with_any(bits: Tensor) -> Tensor:
