@@ -102,9 +102,7 @@ class MaskedDecoder(nn.Module):
         self.query_positions = nn.Embedding(num_latents + 1, dim)
         self.caption_positions = nn.Embedding(context_length, dim)
         self.level_embedding = nn.Embedding(num_levels, dim)
-        layers = [
-            MaskedLayer(dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers)
-        ]
+        layers = [MaskedLayer(dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers)]
         self.layers = nn.ModuleList(layers)
         self.heads = PredictionHeads(dim)
         nn.init.trunc_normal_(self.caption_positions.weight, std=0.02)

@@ -133,13 +133,13 @@ class Group:
         self._control: Any = None
         if place.world_size == 1:
             return
+        _check_resolves(place.master_addr)
         os.environ["MASTER_ADDR"] = place.master_addr
         os.environ["MASTER_PORT"] = str(place.master_port)
         for name, value in zip(
             _FAMILIES["torchrun"], (place.rank, place.world_size, place.local_rank), strict=True
         ):
             os.environ[name] = str(value)
-        _check_resolves(place.master_addr)
         dist.init_process_group("nccl" if is_cuda else "gloo", timeout=_COLLECTIVE_TIMEOUT)
         # flags and objects travel over the CPU, so that no message waits for a GPU stream
         self._control = dist.new_group(backend="gloo") if is_cuda else dist.group.WORLD

@@ -73,22 +73,30 @@ def write_config(config: MaskFormerConfig) -> dict[str, Any]:
         "no_object_weight": 0.1,
         "dtype": "float32",
     }
-    if is_masked:
-        return shared | {
-            "model_type": "mask2former",
-            "architectures": ["Mask2FormerForUniversalSegmentation"],
-            "feature_size": config.pixel_dim,
-            "hidden_dim": decoder.dim,
-            "encoder_layers": pixels.num_layers,
-            "encoder_feedforward_dim": pixels.ffn_dim,
-            # theirs counts the prediction before the first layer
-            "decoder_layers": decoder.num_layers + 1,
-            "dim_feedforward": decoder.ffn_dim,
-            "num_attention_heads": decoder.num_heads,
-            "num_queries": decoder.num_queries,
-            "dropout": 0.0,
-        }
-    return shared | {
+    return shared | (_mask2former(config) if is_masked else _maskformer(config))
+
+
+def _mask2former(config: MaskFormerConfig) -> dict[str, Any]:
+    pixels, decoder = config.pixel_decoder, config.decoder
+    return {
+        "model_type": "mask2former",
+        "architectures": ["Mask2FormerForUniversalSegmentation"],
+        "feature_size": config.pixel_dim,
+        "hidden_dim": decoder.dim,
+        "encoder_layers": pixels.num_layers,
+        "encoder_feedforward_dim": pixels.ffn_dim,
+        # theirs counts the prediction before the first layer
+        "decoder_layers": decoder.num_layers + 1,
+        "dim_feedforward": decoder.ffn_dim,
+        "num_attention_heads": decoder.num_heads,
+        "num_queries": decoder.num_queries,
+        "dropout": 0.0,
+    }
+
+
+def _maskformer(config: MaskFormerConfig) -> dict[str, Any]:
+    decoder = config.decoder
+    return {
         "model_type": "maskformer",
         "architectures": ["MaskFormerForInstanceSegmentation"],
         "fpn_feature_size": config.pixel_dim,
