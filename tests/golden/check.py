@@ -13,9 +13,11 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import line  # noqa: E402
 import maskformer_heads  # noqa: E402
+import xdecoder_check  # noqa: E402
 
 KINDS: dict[str, Callable[[Path], Iterable[line.Line]]] = {
     "maskformer_heads": maskformer_heads.check,
+    "xdecoder": xdecoder_check.check,
 }
 
 

@@ -42,3 +42,14 @@ def test_an_unknown_kind_is_refused():
     result = _run("nothing", ".")
     assert result.returncode == 2
     assert "invalid choice" in result.stderr
+
+
+def test_recorded_eval_runs_of_xdecoder_pass_and_missing_parts_fail(shared_dir):
+    result = _run("xdecoder", shared_dir / "golden" / "xdecoder" / "case_a")
+    assert "FAIL" in result.stdout, result.stderr
+    for name in ("seg", "referring", "captioning", "retrieval"):
+        assert f"ok   full_eval_{name}:" in result.stdout, result.stdout
+    failures = [each for each in result.stdout.splitlines() if each.startswith("FAIL")]
+    assert all("NOT COVERED" in each for each in failures), result.stdout
+    # what is not computed must not look like a success
+    assert result.returncode == 1
