@@ -7,8 +7,9 @@ import torch
 from line import Line
 from xdecoder_recording import Case, Recording, compare, focal_net, joined
 
+from xdecoder.backbones.davit import DaVit
 from xdecoder.convert.rules import convert
-from xdecoder.convert.xdecoder import FOCAL, FPN_TRANSFORMER, MSDEFORM
+from xdecoder.convert.xdecoder import FOCAL, FPN_TRANSFORMER, MSDEFORM, davit
 from xdecoder.heads import clamped_similarity, class_logits
 from xdecoder.layers import sine_positions
 from xdecoder.model import XDecoder
@@ -158,6 +159,22 @@ def _focal(line: Line, model: XDecoder, recorded: Recording) -> None:
 
 
 @torch.no_grad()
+def _davit(line: Line, model: XDecoder, recorded: Recording) -> None:
+    settings = recorded.fact("config")
+    trunk = DaVit(
+        settings["DIM_EMBED"],
+        depths=settings["DEPTHS"],
+        num_heads=settings["NUM_HEADS"],
+        patch_sizes=settings["PATCH_SIZE"],
+        patch_paddings=settings["PATCH_PADDING"],
+    )
+    rules = davit(tuple(settings["DEPTHS"]))
+    trunk.load_state_dict(convert(recorded.part("weight."), rules).state)
+    for stage, map_ in zip((2, 3, 4, 5), trunk(recorded["in.x"]), strict=True):
+        compare(line, f"res{stage}", map_, recorded[f"out.res{stage}"])
+
+
+@torch.no_grad()
 def _pixel_decoder(line: Line, model: XDecoder, recorded: Recording) -> None:
     maps = [recorded[f"in.res{stage}"] for stage in (2, 3, 4, 5)]
     settings = {
@@ -222,6 +239,7 @@ _CHECKS: dict[str, Callable[[Line, XDecoder, Recording], None]] = {
     "full_eval_retrieval": _retrieval,
     "sub_decoder_seg": _decoder,
     "sub_decoder_grounding_eval": _decoder,
+    "sub_backbone_davit": _davit,
     "sub_backbone_focal": _focal,
     "sub_backbone_focal_dw": _focal,
     "sub_pixel_decoder_fpn": _pixel_decoder,
