@@ -1,7 +1,7 @@
 """Backbone maps to decoder levels (strides 32, 16, 8) and mask features (stride 4)."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from xdecoder.config import NUM_NORM_GROUPS
 from xdecoder.layers import DeformableAttention, FeedForward, SelfAttention, sine_positions
+
+_Level = TypeVar("_Level")
 
 
 class Pyramid(NamedTuple):
@@ -32,16 +34,19 @@ class NormedConv(nn.Module):
         *,
         out_dim: int,
         kernel_size: int,
+        stride: int = 1,
         has_bias: bool = False,
         has_relu: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_dim, out_dim, kernel_size, padding=kernel_size // 2, bias=has_bias)
+        self.conv = nn.Conv2d(
+            in_dim, out_dim, kernel_size, stride, padding=kernel_size // 2, bias=has_bias
+        )
         self.norm = nn.GroupNorm(NUM_NORM_GROUPS, out_dim)
         self.has_relu = has_relu
         _reset_conv(self.conv)
 
-    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o _h _w"]:
         x = self.norm(self.conv(x))
         return F.relu(x) if self.has_relu else x
 
@@ -166,9 +171,13 @@ class DeformableEncoderLayer(nn.Module):
 
 
 class MsDeform(nn.Module):
-    """A deformable encoder over strides 32, 16 and 8, then one pyramid step to stride 4.
+    """A deformable encoder over several strides, then one pyramid step to stride 4.
 
-    Source: Mask2Former, modeling/pixel_decoder/msdeformattn.py.
+    Mask2Former encodes strides 32, 16 and 8 and counts its levels from the coarsest. OpenSeeD
+    counts from the finest and has further, coarser levels; its largest model encodes stride 4 too.
+    is_finest_first: the order that weights of levels are stored in; encodes_finest: stride 4 is a
+    level; num_extra_levels: halvings after stride 32.
+    Source: Mask2Former, modeling/pixel_decoder/msdeformattn.py; OpenSeeD, encoder_deform.py.
     """
 
     def __init__(
@@ -181,18 +190,29 @@ class MsDeform(nn.Module):
         num_heads: int,
         ffn_dim: int,
         num_points: int,
+        is_finest_first: bool = False,
+        encodes_finest: bool = False,
+        num_extra_levels: int = 0,
     ) -> None:
         super().__init__()
-        encoded_dims = list(reversed(in_dims[1:]))
-        self.input_projections = nn.ModuleList(
-            NormedConv(in_dim, out_dim=dim, kernel_size=1, has_bias=True) for in_dim in encoded_dims
-        )
-        self.level_embedding = nn.Embedding(len(encoded_dims), dim)
+        self.is_finest_first = is_finest_first
+        self.first_encoded = 0 if encodes_finest else 1
+        projections = [
+            NormedConv(in_dim, out_dim=dim, kernel_size=1, has_bias=True)
+            for in_dim in in_dims[self.first_encoded :]
+        ]
+        projections += [
+            NormedConv(in_dim, out_dim=dim, kernel_size=3, stride=2, has_bias=True)
+            for in_dim in (in_dims[-1], *[dim] * num_extra_levels)[:num_extra_levels]
+        ]
+        num_levels = len(projections)
+        self.input_projections = nn.ModuleList(self._in_order(projections))
+        self.level_embedding = nn.Embedding(num_levels, dim)
         self.encoder = nn.ModuleList(
             DeformableEncoderLayer(
                 dim,
                 num_heads=num_heads,
-                num_levels=len(encoded_dims),
+                num_levels=num_levels,
                 num_points=num_points,
                 ffn_dim=ffn_dim,
             )
@@ -204,10 +224,7 @@ class MsDeform(nn.Module):
 
     def forward(self, maps: Sequence[Float[Tensor, "b _c _h _w"]]) -> Pyramid:
         """The pyramid of backbone maps given fine to coarse (strides 4 to 32)."""
-        inputs = [
-            projection(map_)
-            for projection, map_ in zip(self.input_projections, reversed(maps[1:]), strict=True)
-        ]
+        inputs = self._in_order(self._inputs(maps))
         sizes_hw = [(map_.shape[2], map_.shape[3]) for map_ in inputs]
         tokens = torch.cat([map_.flatten(2) for map_ in inputs], dim=2).transpose(1, 2)  # [B, S, C]
         positions = torch.cat(
@@ -221,17 +238,35 @@ class MsDeform(nn.Module):
         reference = reference[None, :, None].expand(len(tokens), -1, len(sizes_hw), -1)
         for layer in self.encoder:
             tokens = layer(tokens, positions, sizes_hw, reference)
-        levels = tuple(
-            part.transpose(1, 2).unflatten(2, size_hw)
-            for part, size_hw in zip(
-                tokens.split([height * width for height, width in sizes_hw], dim=1),
-                sizes_hw,
-                strict=True,
-            )
+        fine_to_coarse = self._in_order(
+            [
+                part.transpose(1, 2).unflatten(2, size_hw)
+                for part, size_hw in zip(
+                    tokens.split([height * width for height, width in sizes_hw], dim=1),
+                    sizes_hw,
+                    strict=True,
+                )
+            ]
         )
         return Pyramid(
-            levels=levels, mask_features=self.mask_projection(self.step(maps[0], levels[-1]))
+            levels=tuple(reversed(fine_to_coarse)),
+            mask_features=self.mask_projection(self.step(maps[0], fine_to_coarse[0])),
         )
+
+    def _inputs(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The encoder's levels, fine to coarse."""
+        projections = self._in_order(list(self.input_projections))
+        encoded = maps[self.first_encoded :]
+        inputs = [projection(map_) for projection, map_ in zip(projections, encoded, strict=False)]
+        source = maps[-1]
+        for halving in projections[len(encoded) :]:
+            source = halving(source)
+            inputs.append(source)
+        return inputs
+
+    def _in_order(self, levels: list[_Level]) -> list[_Level]:
+        """Levels fine to coarse in the stored order, and back."""
+        return levels if self.is_finest_first else levels[::-1]
 
 
 def _pixel_centres_xy01(sizes_hw: Sequence[tuple[int, int]], like: Tensor) -> Float[Tensor, "s 2"]:

@@ -39,7 +39,7 @@ class TextEncoder(nn.Module):
     """Token ids to token and sentence vectors in the shared image-text space.
 
     Padding is not masked: attention is causal and padding stands last, so that no token before
-    the end sees it.
+    the end sees it. out_dim: of the shared space, None for `dim`.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class TextEncoder(nn.Module):
         num_heads: int,
         context_length: int,
         vocabulary_size: int,
+        out_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary_size, dim)
@@ -57,7 +58,7 @@ class TextEncoder(nn.Module):
         blocks = [TextBlock(dim, num_heads=num_heads) for _ in range(num_layers)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.projection = nn.Linear(dim, dim, bias=False)
+        self.projection = nn.Linear(dim, out_dim or dim, bias=False)
         nn.init.normal_(self.token_embedding.weight, std=dim**-0.5)
         nn.init.normal_(self.positions, std=0.01)
         for block in blocks:
