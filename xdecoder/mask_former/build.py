@@ -8,22 +8,35 @@ from torch import nn
 from xdecoder.backbones import Backbone
 from xdecoder.backbones.resnet import ResNetBackbone
 from xdecoder.backbones.swin import SwinBackbone
-from xdecoder.mask_former.config import MaskFormerConfig, ResNetConfig, SwinConfig
+from xdecoder.build import build_backbone
+from xdecoder.config import BackboneConfig
+from xdecoder.mask_former.config import (
+    DECODER_STRIDES,
+    MaskFormerConfig,
+    ResNetConfig,
+    SwinConfig,
+)
 from xdecoder.mask_former.decoders import DetrDecoder, MaskedQueryDecoder
 from xdecoder.mask_former.model import MaskFormer, MaskHead
 from xdecoder.pixel_decoder import FpnTransformer, MsDeform
 
 
-def build_mask_former(config: MaskFormerConfig) -> MaskFormer:
-    """The model of `config`, initialised from torch's global generator."""
-    backbone = _build_backbone(config.backbone)
+def build_mask_former(
+    config: MaskFormerConfig, *, has_initial_weights: bool = True
+) -> MaskFormer:
+    """The model of `config`, initialised from torch's global generator.
+
+    has_initial_weights: load the pretrained trunk that the settings name; off when a checkpoint
+    follows anyway.
+    """
+    backbone = build_backbone(config.backbone, has_initial_weights)
     return MaskFormer(
         backbone=backbone,
         head=build_head(config, cast(Backbone, backbone).out_dims),
         num_classes=config.num_classes,
         num_queries=config.decoder.num_queries,
-        pixel_mean=config.pixel_mean,
-        pixel_std=config.pixel_std,
+        pixel_mean=config.backbone.pixel_mean,
+        pixel_std=config.backbone.pixel_std,
         size_divisibility=config.size_divisibility,
     )
 
@@ -36,7 +49,11 @@ def build_head(config: MaskFormerConfig, in_dims: Sequence[int]) -> MaskHead:
     )
 
 
-def _build_backbone(config: SwinConfig | ResNetConfig) -> nn.Module:
+def build_backbone(
+    config: SwinConfig | ResNetConfig | BackboneConfig, has_initial_weights: bool
+) -> nn.Module:
+    if isinstance(config, BackboneConfig):
+        return build_backbone(config, has_initial_weights)
     if isinstance(config, SwinConfig):
         return SwinBackbone(
             config.dim,
@@ -76,7 +93,7 @@ def _build_decoder(config: MaskFormerConfig, in_dims: Sequence[int]) -> nn.Modul
     settings, pixels = config.decoder, config.pixel_decoder
     if settings.kind == "masked":
         return MaskedQueryDecoder(
-            [config.pixel_dim] * 3,
+            [config.pixel_dim] * len(settings.level_order),
             dim=settings.dim,
             num_layers=settings.num_layers,
             num_heads=settings.num_heads,
@@ -85,6 +102,7 @@ def _build_decoder(config: MaskFormerConfig, in_dims: Sequence[int]) -> nn.Modul
             num_classes=config.num_classes,
             mask_dim=config.mask_dim,
             has_input_projection=settings.has_input_projection,
+            level_order=[DECODER_STRIDES.index(stride) for stride in settings.level_order],
         )
     reads_backbone = pixels.kind == "fpn_transformer" and pixels.num_layers == 0
     return DetrDecoder(
@@ -97,4 +115,5 @@ def _build_decoder(config: MaskFormerConfig, in_dims: Sequence[int]) -> nn.Modul
         num_classes=config.num_classes,
         mask_dim=config.mask_dim,
         has_input_projection=settings.has_input_projection,
+        dropout=settings.dropout,
     )
