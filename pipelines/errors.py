@@ -6,6 +6,8 @@ Batch scripts switch on these codes, so they never change meaning: a job is requ
 
 from enum import IntEnum
 
+from xdecoder.settings import SettingsError
+
 
 class ExitCode(IntEnum):
     """What the exit status of every `python -m pipelines.<verb>` means."""
@@ -26,7 +28,7 @@ class PipelineError(Exception):
     exit_code = ExitCode.USAGE
 
 
-class ConfigError(PipelineError, ValueError):
+class ConfigError(PipelineError, SettingsError):
     """A configuration value is unknown, has the wrong type, or contradicts another one."""
 
 

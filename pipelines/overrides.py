@@ -7,14 +7,27 @@ and not a surprise in the training loop.
 
 import ast
 import dataclasses
-import difflib
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar
 
 from pipelines.errors import ConfigError
+from xdecoder import settings
+from xdecoder.settings import (
+    SettingsError,
+    checked,
+    choice,
+    first_that_fits,
+    members,
+    required,
+    to_json,
+    unknown_key,
+    wrong_type,
+)
+
+__all__ = ["dotted_paths", "from_json", "override", "to_json"]
 
 _Config = TypeVar("_Config")
 _Tree = dict[str, "str | _Tree"]
@@ -40,7 +53,8 @@ def override(config: _Config, assignments: Sequence[str]) -> _Config:
                 f"Write for example {known[0]}=..."
             )
         _plant(tree, path.strip().split("."), text.strip())
-    return _rebuild(type(config), config, tree, path="", known=known)
+    with _as_config_errors():
+        return _rebuild(type(config), config, tree, path="", known=known)
 
 
 def dotted_paths(config: object, prefix: str = "") -> Iterator[str]:
@@ -53,28 +67,24 @@ def dotted_paths(config: object, prefix: str = "") -> Iterator[str]:
         yield from dotted_paths(getattr(config, field.name), prefix=f"{path}.")
 
 
-def to_json(value: object) -> Any:
-    """The same values as plain dictionaries, lists, strings and numbers."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    return value
-
-
 def from_json(declared: type[_Config], value: object, path: str = "") -> _Config:
     """A value of the declared type from what `to_json` wrote.
 
     Raises:
         ConfigError: an unknown key (naming the nearest valid one) or a value of another type.
     """
-    return typing.cast(_Config, _from_json(declared, value, path))
+    with _as_config_errors():
+        return settings.from_json(declared, value, path)
+
+
+@contextmanager
+def _as_config_errors() -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except SettingsError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _plant(tree: _Tree, keys: Sequence[str], text: str) -> None:
@@ -93,29 +103,19 @@ def _rebuild(declared: Any, value: Any, tree: _Tree, *, path: str, known: Sequen
         return _rebuild_tuple(value, tree, path=path, known=known)
     if not dataclasses.is_dataclass(value):
         leaf = next(iter(tree))
-        raise ConfigError(_unknown(f"{path}.{leaf}", known))
+        raise ConfigError(unknown_key(f"{path}.{leaf}", known))
     hints = typing.get_type_hints(type(value))
     changes = {}
     for name, branch in tree.items():
         inner = f"{path}.{name}" if path else name
         if name not in hints:
-            raise ConfigError(_unknown(inner, known))
+            raise ConfigError(unknown_key(inner, known))
         if isinstance(branch, str):
             changes[name] = _from_text(hints[name], branch, inner)
         else:
             current = getattr(value, name)
             changes[name] = _rebuild(hints[name], current, branch, path=inner, known=known)
-    return _checked(lambda: dataclasses.replace(typing.cast(Any, value), **changes), path)
-
-
-def _checked(build: Callable[[], Any], path: str) -> Any:
-    """What `build` makes, with a rule that it breaks reported as a configuration error."""
-    try:
-        return build()
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"configuration: {path + ': ' if path else ''}{error}") from error
+    return checked(lambda: dataclasses.replace(typing.cast(Any, value), **changes), path)
 
 
 def _rebuild_tuple(value: tuple, tree: _Tree, *, path: str, known: Sequence[str]) -> tuple:
@@ -135,47 +135,22 @@ def _rebuild_tuple(value: tuple, tree: _Tree, *, path: str, known: Sequence[str]
 
 
 def _default_of(declared: Any) -> Any:
-    for member in _members(declared):
+    for member in members(declared):
         if dataclasses.is_dataclass(member):
             return typing.cast(Any, member)()
     return None
 
 
-def _unknown(path: str, known: Sequence[str]) -> str:
-    def similarity(candidate: str) -> float:
-        whole = difflib.SequenceMatcher(None, path, candidate).ratio()
-        leaf, wanted = candidate.rpartition(".")[2], path.rpartition(".")[2]
-        return whole + difflib.SequenceMatcher(None, wanted, leaf).ratio()
-
-    nearest = max(known, key=similarity)
-    return f"configuration: there is no {path!r}; the nearest key is {nearest!r}."
-
-
-def _members(declared: Any) -> tuple[Any, ...]:
-    if typing.get_origin(declared) in (Union, types.UnionType):
-        return typing.get_args(declared)
-    return (declared,)
-
-
-def _wrong(path: str, declared: Any, value: object) -> ConfigError:
-    name = getattr(declared, "__name__", str(declared)) if not _args(declared) else str(declared)
-    return ConfigError(f"configuration: {path} must be {name}; got {value!r}.")
-
-
-def _args(declared: Any) -> tuple[Any, ...]:
-    return typing.get_args(declared)
-
-
 def _from_text(declared: Any, text: str, path: str) -> Any:
-    members = _members(declared)
-    if len(members) > 1:
-        return _first_that_fits(members, text, path, declared, read=_from_text)
+    kinds = members(declared)
+    if len(kinds) > 1:
+        return first_that_fits(kinds, text, path, declared, read=_from_text)
     if declared is type(None):
-        return _require(None, text.lower() in ("none", "null"), path, "None", text)
+        return required(None, text.lower() in ("none", "null"), path, "None", text)
     if typing.get_origin(declared) is Literal:
-        return _choice(declared, text, path)
+        return choice(declared, text, path)
     if declared is bool:
-        return _require(
+        return required(
             _TRUTH.get(text.lower()), text.lower() in _TRUTH, path, "true or false", text
         )
     if declared in (int, float):
@@ -183,34 +158,18 @@ def _from_text(declared: Any, text: str, path: str) -> Any:
     if declared in (str, Path):
         return declared(text)
     if typing.get_origin(declared) in (tuple, dict):
-        return _from_json(declared, _literal(declared, text), path)
+        return settings.from_json(declared, _literal(declared, text), path)
     if dataclasses.is_dataclass(declared):
         names = ", ".join(field.name for field in dataclasses.fields(declared))
         raise ConfigError(f"configuration: {path} is a group; set one of its fields: {names}.")
-    raise _wrong(path, declared, text)
-
-
-def _require(value: Any, holds: bool, path: str, wanted: str, got: object) -> Any:
-    if not holds:
-        raise ConfigError(f"configuration: {path} must be {wanted}; got {got!r}.")
-    return value
-
-
-def _choice(declared: Any, value: object, path: str) -> Any:
-    for choice in _args(declared):
-        if choice == value or str(choice) == value:
-            return choice
-    raise ConfigError(
-        f"configuration: {path} must be one of {', '.join(map(str, _args(declared)))}; "
-        f"got {value!r}."
-    )
+    raise wrong_type(path, declared, text)
 
 
 def _number(declared: Any, text: str, path: str) -> Any:
     try:
         return declared(text)
     except ValueError:
-        raise _wrong(path, declared, text) from None
+        raise wrong_type(path, declared, text) from None
 
 
 def _literal(declared: Any, text: str) -> Any:
@@ -221,73 +180,3 @@ def _literal(declared: Any, text: str) -> Any:
         value = [word.strip() for word in text.strip("()[]").split(",") if word.strip()]
     is_group = typing.get_origin(declared) is tuple
     return [value] if is_group and not isinstance(value, tuple | list) else value
-
-
-def _first_that_fits(
-    members: Sequence[Any], value: Any, path: str, declared: Any, *, read: Any
-) -> Any:
-    # None first: "none" must not become a string where both are allowed
-    errors = []
-    for member in sorted(members, key=lambda item: item is not type(None)):
-        try:
-            return read(member, value, path)
-        except ConfigError as error:
-            errors.append(error)
-    # of `X | None` the reader wants to hear about X
-    raise (
-        errors[-1] if len(members) == 2 and type(None) in members else _wrong(path, declared, value)
-    )
-
-
-def _from_json(declared: Any, value: Any, path: str) -> Any:
-    members = _members(declared)
-    if len(members) > 1:
-        return _first_that_fits(members, value, path, declared, read=_from_json)
-    if dataclasses.is_dataclass(declared):
-        return _group_from_json(declared, value, path)
-    origin = typing.get_origin(declared)
-    if origin is Literal:
-        return _choice(declared, value, path)
-    if origin is tuple:
-        return _tuple_from_json(declared, value, path)
-    if origin is dict:
-        _require(None, isinstance(value, dict), path, "a mapping", value)
-        item = _args(declared)[1]
-        return {key: _from_json(item, inner, f"{path}.{key}") for key, inner in value.items()}
-    if declared is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if declared is Path and isinstance(value, str):
-        return Path(value)
-    if declared is Any:
-        return value
-    # bool is an int to Python, not to a reader of a configuration
-    if not isinstance(value, declared) or (declared is int and isinstance(value, bool)):
-        raise _wrong(path, declared, value)
-    return value
-
-
-def _group_from_json(declared: Any, value: Any, path: str) -> Any:
-    _require(None, isinstance(value, dict), path or "the configuration", "an object", value)
-    hints = typing.get_type_hints(declared)
-    names = [field.name for field in dataclasses.fields(declared)]
-    inner = f"{path}." if path else ""
-    for key in value:
-        if key not in names:
-            raise ConfigError(_unknown(inner + key, [inner + name for name in names]))
-    fields = {key: _from_json(hints[key], item, inner + key) for key, item in value.items()}
-    return _checked(lambda: declared(**fields), path)
-
-
-def _tuple_from_json(declared: Any, value: Any, path: str) -> tuple:
-    _require(None, isinstance(value, list | tuple), path, "a list of values", value)
-    kinds = _args(declared)
-    if len(kinds) == 2 and kinds[1] is Ellipsis:
-        kinds = (kinds[0],) * len(value)
-    if len(kinds) != len(value):
-        raise ConfigError(
-            f"configuration: {path} must have {len(kinds)} values; got {len(value)}: {value!r}."
-        )
-    return tuple(
-        _from_json(kind, item, f"{path}.{index}")
-        for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
-    )
