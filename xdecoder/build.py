@@ -1,6 +1,6 @@
 """A model from its settings: the one place where settings become modules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from torch import nn
@@ -10,7 +10,7 @@ from xdecoder.backbones.davit import davit_d3, davit_d5
 from xdecoder.backbones.focal import focal_l, focal_t
 from xdecoder.backbones.swin import swin_b, swin_l, swin_s, swin_t
 from xdecoder.backbones.timm_backbone import TimmBackbone
-from xdecoder.config import BackboneConfig, ConfigError, ModelConfig
+from xdecoder.config import BackboneConfig, ConfigError, ModelConfig, PixelDecoderConfig
 from xdecoder.decoder import MaskedDecoder
 from xdecoder.model import XDecoder
 from xdecoder.pixel_decoder import FpnTransformer, MsDeform
@@ -37,14 +37,14 @@ def build_model(config: ModelConfig, *, has_initial_weights: bool = True) -> XDe
     checkpoint follows anyway.
     """
     dim = config.dim
-    backbone = _build_backbone(config.backbone, has_initial_weights)
+    backbone = build_backbone(config.backbone, has_initial_weights)
     out_dims = cast(Backbone, backbone).out_dims
     tokenizer = Tokenizer(
         context_length=config.text.context_length, num_merges=config.text.num_merges
     )
     return XDecoder(
         backbone=backbone,
-        pixel_decoder=_build_pixel_decoder(config, out_dims),
+        pixel_decoder=build_pixel_decoder(config.pixel_decoder, out_dims, dim=dim, mask_dim=dim),
         decoder=MaskedDecoder(
             dim,
             num_layers=config.decoder.num_layers,
@@ -71,7 +71,11 @@ def build_model(config: ModelConfig, *, has_initial_weights: bool = True) -> XDe
     )
 
 
-def _build_backbone(config: BackboneConfig, has_initial_weights: bool) -> nn.Module:
+def build_backbone(config: BackboneConfig, has_initial_weights: bool) -> nn.Module:
+    """The trunk of a name, with the pretrained weights that the settings ask for or random ones.
+
+    Raises: ConfigError for weights that no package ships.
+    """
     if config.name not in OWN_BACKBONES:
         return TimmBackbone(
             config.name,
@@ -87,23 +91,27 @@ def _build_backbone(config: BackboneConfig, has_initial_weights: bool) -> nn.Mod
     return OWN_BACKBONES[config.name](drop_path=config.drop_path)
 
 
-def _build_pixel_decoder(config: ModelConfig, in_dims: tuple[int, ...]) -> nn.Module:
-    settings = config.pixel_decoder
+def build_pixel_decoder(
+    settings: PixelDecoderConfig, in_dims: Sequence[int], *, dim: int, mask_dim: int
+) -> nn.Module:
+    """What turns backbone maps of the given widths, fine to coarse, into a pyramid."""
     if settings.kind == "fpn_transformer":
         return FpnTransformer(
             in_dims,
-            dim=config.dim,
-            mask_dim=config.dim,
+            dim=dim,
+            mask_dim=mask_dim,
             num_layers=settings.num_layers,
             num_heads=settings.num_heads,
             ffn_dim=settings.ffn_dim,
+            dropout=settings.dropout,
         )
     return MsDeform(
         in_dims,
-        dim=config.dim,
-        mask_dim=config.dim,
+        dim=dim,
+        mask_dim=mask_dim,
         num_layers=settings.num_layers,
         num_heads=settings.num_heads,
         ffn_dim=settings.ffn_dim,
         num_points=settings.num_points,
+        is_finest_first=settings.is_finest_first,
     )

@@ -41,6 +41,8 @@ class PixelDecoderConfig:
     msdeform: deformable encoder over strides 32, 16, 8, one step of FPN to stride 4.
     fpn_transformer: plain encoder on stride 32, FPN over all strides.
     num_points: samples per head and level (msdeform only).
+    is_finest_first: levels are counted from the finest, as weights of OpenSeeD do (msdeform only).
+    dropout: of the encoder layers (fpn_transformer only; the published msdeform has none).
     """
 
     kind: Literal["msdeform", "fpn_transformer"] = "msdeform"
@@ -48,6 +50,15 @@ class PixelDecoderConfig:
     num_heads: int = 8
     ffn_dim: int = 1024
     num_points: int = 4
+    is_finest_first: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1 or (self.dropout and self.kind == "msdeform"):
+            raise ConfigError(
+                "model.pixel_decoder.dropout must be in [0, 1), and 0 with msdeform, which has "
+                f"none; got {self.dropout} with {self.kind!r}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,9 @@ def merge_heads(x: Tensor) -> Tensor:
 class SelfAttention(nn.Module):
     """Multi-head attention among rows; positions enter queries and keys, not values."""
 
-    def __init__(self, dim: int, *, num_heads: int) -> None:
+    def __init__(self, dim: int, *, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
         _reset_attention(self.in_proj, self.out_proj)
@@ -40,6 +40,16 @@ class SelfAttention(nn.Module):
         may_attend: Bool[Tensor, "#b 1 s s"] | None = None,
         is_causal: bool = False,
     ) -> Float[Tensor, "b s c"]:
+        return self.attend(*self.project(x, positions), may_attend=may_attend, is_causal=is_causal)
+
+    def project(
+        self, x: Float[Tensor, "b s c"], positions: Float[Tensor, "#b s c"] | None = None
+    ) -> tuple[
+        Float[Tensor, "b n s d"],
+        Float[Tensor, "b n s d"],
+        Float[Tensor, "b n s d"],
+    ]:
+        """Queries, keys and values by head."""
         if positions is None:
             query, key, value = self.in_proj(x).chunk(3, dim=-1)
         else:
@@ -49,8 +59,25 @@ class SelfAttention(nn.Module):
             query, key = query_key.chunk(2, dim=-1)
             value = F.linear(x, weight[2 * dim :], bias[2 * dim :])
         query, key, value = (split_heads(part, self.num_heads) for part in (query, key, value))
+        return query, key, value
+
+    def attend(
+        self,
+        query: Float[Tensor, "b n q d"],
+        key: Float[Tensor, "b n s d"],
+        value: Float[Tensor, "b n s d"],
+        *,
+        may_attend: Bool[Tensor, "#b 1 q s"] | None = None,
+        is_causal: bool = False,
+    ) -> Float[Tensor, "b q c"]:
+        """What rows take from others, of which keys and values may be kept from earlier."""
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=may_attend, is_causal=is_causal
+            query,
+            key,
+            value,
+            attn_mask=may_attend,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
         )
         return self.out_proj(merge_heads(attended))
 
@@ -58,12 +85,12 @@ class SelfAttention(nn.Module):
 class MaskedCrossAttention(nn.Module):
     """Multi-head attention from rows to the places of a map that their bits allow.
 
-    Without bits (None) every row looks everywhere.
+    Without bits (None) every row looks everywhere. dropout: of attention without bits only.
     """
 
-    def __init__(self, dim: int, *, num_heads: int) -> None:
+    def __init__(self, dim: int, *, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.dropout = num_heads, dropout
         self.in_proj = nn.Linear(dim, 3 * dim)
         self.out_proj = nn.Linear(dim, dim)
         _reset_attention(self.in_proj, self.out_proj)
@@ -75,18 +102,29 @@ class MaskedCrossAttention(nn.Module):
         memory_positions: Float[Tensor, "#b k c"],
         may_attend: MaskBits | None,
     ) -> Float[Tensor, "b q c"]:
-        weight, bias = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
-        projected = (
-            F.linear(query, weight[0], bias[0]),
-            F.linear(memory + memory_positions, weight[1], bias[1]),
-            F.linear(memory, weight[2], bias[2]),
-        )
-        q, k, v = (split_heads(part, self.num_heads) for part in projected)
+        q = self.project_rows(query)
+        k, v = self.project_memory(memory, memory_positions)
         if may_attend is None:
-            attended = F.scaled_dot_product_attention(q, k, v)
+            dropout = self.dropout if self.training else 0.0
+            attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
         else:
             attended = masked_cross_attention(q, k, v, may_attend.bits, may_attend.row_any)
         return self.out_proj(merge_heads(attended))
+
+    def project_rows(self, rows: Float[Tensor, "b q c"]) -> Float[Tensor, "b n q d"]:
+        """Queries by head."""
+        dim = rows.shape[-1]
+        query = F.linear(rows, self.in_proj.weight[:dim], self.in_proj.bias[:dim])
+        return split_heads(query, self.num_heads)
+
+    def project_memory(
+        self, memory: Float[Tensor, "b k c"], positions: Float[Tensor, "#b k c"]
+    ) -> tuple[Float[Tensor, "b n k d"], Float[Tensor, "b n k d"]]:
+        """Keys and values by head."""
+        weight, bias = self.in_proj.weight.chunk(3), self.in_proj.bias.chunk(3)
+        key = F.linear(memory + positions, weight[1], bias[1])
+        value = F.linear(memory, weight[2], bias[2])
+        return split_heads(key, self.num_heads), split_heads(value, self.num_heads)
 
 
 class DeformableAttention(nn.Module):
@@ -137,10 +175,11 @@ class DeformableAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between."""
+    """Two linear layers with a ReLU between, and dropout after it."""
 
-    def __init__(self, dim: int, *, hidden_dim: int) -> None:
+    def __init__(self, dim: int, *, hidden_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self.drop = nn.Dropout(dropout)
         self.linear1 = nn.Linear(dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, dim)
         for linear in (self.linear1, self.linear2):
@@ -148,7 +187,7 @@ class FeedForward(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Float[Tensor, "*rows c"]) -> Float[Tensor, "*rows c"]:
-        return self.linear2(F.relu(self.linear1(x)))
+        return self.linear2(self.drop(F.relu(self.linear1(x))))
 
 
 class MLP(nn.Module):

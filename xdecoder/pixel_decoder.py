@@ -72,18 +72,19 @@ class FpnStep(nn.Module):
 class EncoderLayer(nn.Module):
     """Plain self-attention and feed-forward, each normalised after."""
 
-    def __init__(self, dim: int, *, num_heads: int, ffn_dim: int) -> None:
+    def __init__(self, dim: int, *, num_heads: int, ffn_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.attention = SelfAttention(dim, num_heads=num_heads)
+        self.attention = SelfAttention(dim, num_heads=num_heads, dropout=dropout)
         self.attention_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, hidden_dim=ffn_dim)
+        self.ffn = FeedForward(dim, hidden_dim=ffn_dim, dropout=dropout)
         self.ffn_norm = nn.LayerNorm(dim)
+        self.drop = nn.Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "b s c"], positions: Float[Tensor, "#b s c"]
     ) -> Float[Tensor, "b s c"]:
-        x = self.attention_norm(x + self.attention(x, positions))
-        return self.ffn_norm(x + self.ffn(x))
+        x = self.attention_norm(x + self.drop(self.attention(x, positions)))
+        return self.ffn_norm(x + self.drop(self.ffn(x)))
 
 
 class FpnTransformer(nn.Module):
@@ -103,11 +104,13 @@ class FpnTransformer(nn.Module):
         num_layers: int,
         num_heads: int,
         ffn_dim: int,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_projection = nn.Conv2d(in_dims[-1], dim, 1) if num_layers else None
         self.encoder = nn.ModuleList(
-            EncoderLayer(dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers)
+            EncoderLayer(dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout)
+            for _ in range(num_layers)
         )
         top_dim = dim if num_layers else in_dims[-1]
         self.top = NormedConv(top_dim, out_dim=dim, kernel_size=3, has_relu=True)

@@ -8,7 +8,7 @@ from torch import nn
 from xdecoder.backbones import Backbone
 from xdecoder.backbones.resnet import ResNetBackbone
 from xdecoder.backbones.swin import SwinBackbone
-from xdecoder.build import build_backbone
+from xdecoder.build import build_backbone, build_pixel_decoder
 from xdecoder.config import BackboneConfig
 from xdecoder.mask_former.config import (
     DECODER_STRIDES,
@@ -18,18 +18,15 @@ from xdecoder.mask_former.config import (
 )
 from xdecoder.mask_former.decoders import DetrDecoder, MaskedQueryDecoder
 from xdecoder.mask_former.model import MaskFormer, MaskHead
-from xdecoder.pixel_decoder import FpnTransformer, MsDeform
 
 
-def build_mask_former(
-    config: MaskFormerConfig, *, has_initial_weights: bool = True
-) -> MaskFormer:
+def build_mask_former(config: MaskFormerConfig, *, has_initial_weights: bool = True) -> MaskFormer:
     """The model of `config`, initialised from torch's global generator.
 
     has_initial_weights: load the pretrained trunk that the settings name; off when a checkpoint
     follows anyway.
     """
-    backbone = build_backbone(config.backbone, has_initial_weights)
+    backbone = build_trunk(config.backbone, has_initial_weights)
     return MaskFormer(
         backbone=backbone,
         head=build_head(config, cast(Backbone, backbone).out_dims),
@@ -44,14 +41,17 @@ def build_mask_former(
 def build_head(config: MaskFormerConfig, in_dims: Sequence[int]) -> MaskHead:
     """Everything behind backbone maps of the given widths, fine to coarse."""
     return MaskHead(
-        pixel_decoder=_build_pixel_decoder(config, in_dims),
+        pixel_decoder=build_pixel_decoder(
+            config.pixel_decoder, in_dims, dim=config.pixel_dim, mask_dim=config.mask_dim
+        ),
         decoder=_build_decoder(config, in_dims),
     )
 
 
-def build_backbone(
+def build_trunk(
     config: SwinConfig | ResNetConfig | BackboneConfig, has_initial_weights: bool
 ) -> nn.Module:
+    """The trunk of `config`, whose maps have strides 4 to 32."""
     if isinstance(config, BackboneConfig):
         return build_backbone(config, has_initial_weights)
     if isinstance(config, SwinConfig):
@@ -64,28 +64,6 @@ def build_backbone(
         )
     return ResNetBackbone(
         depths=config.depths, norm=config.norm, num_frozen_parts=config.num_frozen_parts
-    )
-
-
-def _build_pixel_decoder(config: MaskFormerConfig, in_dims: Sequence[int]) -> nn.Module:
-    settings = config.pixel_decoder
-    if settings.kind == "fpn_transformer":
-        return FpnTransformer(
-            in_dims,
-            dim=config.pixel_dim,
-            mask_dim=config.mask_dim,
-            num_layers=settings.num_layers,
-            num_heads=settings.num_heads,
-            ffn_dim=settings.ffn_dim,
-        )
-    return MsDeform(
-        in_dims,
-        dim=config.pixel_dim,
-        mask_dim=config.mask_dim,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        ffn_dim=settings.ffn_dim,
-        num_points=settings.num_points,
     )
 
 

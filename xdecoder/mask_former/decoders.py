@@ -29,16 +29,20 @@ class ClassHeads(nn.Module):
 
 
 class DetrLayer(nn.Module):
-    """Self-attention, cross-attention, feed-forward, each normalised after."""
+    """Self-attention, cross-attention, feed-forward, each normalised after.
 
-    def __init__(self, dim: int, *, num_heads: int, ffn_dim: int) -> None:
+    dropout: of attention weights, of the hidden features and of every branch.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int, ffn_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(dim, num_heads=num_heads)
+        self.self_attention = SelfAttention(dim, num_heads=num_heads, dropout=dropout)
         self.self_norm = nn.LayerNorm(dim)
-        self.cross_attention = MaskedCrossAttention(dim, num_heads=num_heads)
+        self.cross_attention = MaskedCrossAttention(dim, num_heads=num_heads, dropout=dropout)
         self.cross_norm = nn.LayerNorm(dim)
-        self.ffn = FeedForward(dim, hidden_dim=ffn_dim)
+        self.ffn = FeedForward(dim, hidden_dim=ffn_dim, dropout=dropout)
         self.ffn_norm = nn.LayerNorm(dim)
+        self.drop = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -47,10 +51,10 @@ class DetrLayer(nn.Module):
         memory: Float[Tensor, "b k c"],
         memory_positions: Float[Tensor, "#b k c"],
     ) -> Float[Tensor, "b q c"]:
-        states = self.self_norm(states + self.self_attention(states, positions))
+        states = self.self_norm(states + self.drop(self.self_attention(states, positions)))
         seen = self.cross_attention(states + positions, memory, memory_positions, None)
-        states = self.cross_norm(states + seen)
-        return self.ffn_norm(states + self.ffn(states))
+        states = self.cross_norm(states + self.drop(seen))
+        return self.ffn_norm(states + self.drop(self.ffn(states)))
 
 
 class DetrDecoder(nn.Module):
@@ -71,12 +75,14 @@ class DetrDecoder(nn.Module):
         num_classes: int,
         mask_dim: int,
         has_input_projection: bool,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.input_projection = _projection(in_dim, dim, has_input_projection)
         self.query_positions = nn.Embedding(num_queries, dim)
         self.layers = nn.ModuleList(
-            DetrLayer(dim, num_heads=num_heads, ffn_dim=ffn_dim) for _ in range(num_layers)
+            DetrLayer(dim, num_heads=num_heads, ffn_dim=ffn_dim, dropout=dropout)
+            for _ in range(num_layers)
         )
         self.heads = ClassHeads(dim, num_classes=num_classes, mask_dim=mask_dim)
 
@@ -98,6 +104,8 @@ class DetrDecoder(nn.Module):
 class MaskedQueryDecoder(nn.Module):
     """Learned queries that look where their last masks are, level after level.
 
+    level_order: places in the pyramid's levels, coarse to fine, of the maps that are looked at in
+    turn; in_dims: widths of those maps, in the same order.
     Source: facebookresearch/Mask2Former, mask2former_transformer_decoder.py.
     """
 
@@ -113,8 +121,10 @@ class MaskedQueryDecoder(nn.Module):
         num_classes: int,
         mask_dim: int,
         has_input_projection: bool,
+        level_order: Sequence[int] = (0, 1, 2),
     ) -> None:
         super().__init__()
+        self.level_order = tuple(level_order)
         self.layout = QueryLayout(num_latents=num_queries, has_global_query=False)
         self.input_projections = nn.ModuleList(
             _projection(in_dim, dim, has_input_projection) for in_dim in in_dims
@@ -130,8 +140,8 @@ class MaskedQueryDecoder(nn.Module):
     def forward(self, pyramid: Pyramid) -> tuple[ClassPrediction, ...]:
         """One prediction from the learned queries and one after each layer."""
         maps = [
-            projection(map_)
-            for projection, map_ in zip(self.input_projections, pyramid.levels, strict=True)
+            projection(pyramid.levels[place])
+            for projection, place in zip(self.input_projections, self.level_order, strict=True)
         ]
         levels = decoder_levels(
             maps, pyramid.mask_features, self.level_embedding.weight, "bilinear"

@@ -15,6 +15,9 @@ from xdecoder.mask_former.config import (
 
 TrunkName = Literal["r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"]
 
+# Source: MODEL.MASK_FORMER.DROPOUT of MaskFormer's configs
+_DROPOUT = 0.1
+
 TRUNKS: dict[str, ResNetConfig | SwinConfig] = {
     "r50": ResNetConfig(),
     "r101": ResNetConfig(depths=(3, 4, 23, 3)),
@@ -53,7 +56,12 @@ def maskformer(
         num_classes=num_classes,
         backbone=TRUNKS[trunk],
         pixel_decoder=PixelDecoderConfig(
-            kind="fpn_transformer", num_layers=6 if has_encoder else 0, ffn_dim=2048
+            kind="fpn_transformer",
+            num_layers=6 if has_encoder else 0,
+            ffn_dim=2048,
+            dropout=_DROPOUT,
         ),
-        decoder=QueryDecoderConfig(kind="detr", num_layers=6, has_input_projection=not has_encoder),
+        decoder=QueryDecoderConfig(
+            kind="detr", num_layers=6, has_input_projection=not has_encoder, dropout=_DROPOUT
+        ),
     )
