@@ -1,0 +1,67 @@
+"""Settings to modules."""
+
+from typing import cast
+
+from xdecoder.backbones import Backbone
+from xdecoder.mask_former.build import build_trunk
+from xdecoder.openseed.config import OpenSeeDConfig
+from xdecoder.openseed.decoder import BoxDecoder
+from xdecoder.openseed.model import OpenSeeD
+from xdecoder.pixel_decoder import MsDeform
+from xdecoder.text.encoder import TextEncoder
+from xdecoder.text.tokenizer import Tokenizer
+
+
+def build_openseed(config: OpenSeeDConfig, *, has_initial_weights: bool = True) -> OpenSeeD:
+    """The model of `config`, initialised from torch's global generator.
+
+    has_initial_weights: load the pretrained trunk that the settings name; off when a checkpoint
+    follows anyway.
+    """
+    backbone = build_trunk(config.backbone, has_initial_weights)
+    pixels, pyramid, decoder = config.pixel_decoder, config.pyramid, config.decoder
+    tokenizer = Tokenizer(
+        context_length=config.text.context_length, num_merges=config.text.num_merges
+    )
+    return OpenSeeD(
+        backbone=backbone,
+        pixel_decoder=MsDeform(
+            cast(Backbone, backbone).out_dims,
+            dim=config.dim,
+            mask_dim=config.mask_dim,
+            num_layers=pixels.num_layers,
+            num_heads=pixels.num_heads,
+            ffn_dim=pixels.ffn_dim,
+            num_points=pixels.num_points,
+            is_finest_first=True,
+            encodes_finest=pyramid.encodes_finest,
+            num_extra_levels=pyramid.num_extra_levels,
+        ),
+        decoder=BoxDecoder(
+            config.dim,
+            shared_dim=config.shared_dim,
+            mask_dim=config.mask_dim,
+            num_layers=decoder.num_layers,
+            num_heads=decoder.num_heads,
+            num_levels=3 + pyramid.encodes_finest + pyramid.num_extra_levels,
+            num_points=decoder.num_points,
+            ffn_dim=decoder.ffn_dim,
+            num_queries=decoder.num_queries,
+            num_background=decoder.num_background,
+            norms_twice=decoder.norms_twice,
+            proposal_sizes=decoder.proposal_sizes,
+        ),
+        text_encoder=TextEncoder(
+            config.text_dim,
+            num_layers=config.text.num_layers,
+            num_heads=config.text.num_heads,
+            context_length=config.text.context_length,
+            vocabulary_size=tokenizer.vocabulary_size,
+            out_dim=config.shared_dim,
+        ),
+        tokenizer=tokenizer,
+        pixel_mean=config.backbone.pixel_mean,
+        pixel_std=config.backbone.pixel_std,
+        size_divisibility=config.size_divisibility,
+        initial_logit_scale=config.initial_logit_scale,
+    )
