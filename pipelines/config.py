@@ -110,6 +110,26 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreemptionConfig:
+    """How a run leaves when the cluster wants the machine back.
+
+    grace_seconds: from a signal to leaving by force, without saving; 0 = never by force.
+    margin_seconds: kept free between the last save and the time limit of the job, for the
+    batch script to requeue it.
+    """
+
+    grace_seconds: float = 600.0
+    margin_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.grace_seconds < 0 or self.margin_seconds < 0:
+            raise ConfigError(
+                "preemption.grace_seconds and preemption.margin_seconds must be >= 0; "
+                f"got {self.grace_seconds:g} and {self.margin_seconds:g}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """What is written while the run goes on; metrics.jsonl always is.
 
@@ -165,6 +185,7 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

@@ -27,6 +27,7 @@ from pipelines.engine.recorder import Recorder, StepRecord
 from pipelines.engine.schedule import learning_rate_factor
 from pipelines.engine.signals import StopFlag
 from pipelines.engine.state import TrainState
+from pipelines.engine.wall_time import WallTime
 from pipelines.errors import ExitCode
 from pipelines.tracking.base import Tracker
 from pipelines.tracking.jsonl import EventLog
@@ -38,10 +39,16 @@ Stream = Iterator[tuple[Sequence[Batch], dict[str, Any]]]
 # draws predictions of a model in evaluation mode on a training batch: step, model, batches
 DrawPanels = Callable[[int, nn.Module, Sequence[Batch]], Mapping[str, Path]]
 
+# the reason to stop that is no signal
+WALL_TIME = "wall time"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What the loop talks to besides the state: other ranks, files, screens, signals."""
+    """What the loop talks to besides the state: other ranks, files, screens, signals, the clock.
+
+    wall_time: of the job, on the main rank only.
+    """
 
     group: Group
     device: torch.device
@@ -49,13 +56,14 @@ class Surroundings:
     trackers: tuple[Tracker, ...]
     events: EventLog | None
     stop: StopFlag
+    wall_time: WallTime | None = None
     draw_panels: DrawPanels | None = None
 
 
 def train(
     state: TrainState, losses: MultiTask, stream: Stream, config: RunConfig, around: Surroundings
 ) -> ExitCode:
-    """Why the loop ended, after training up to `config.steps` or until a signal.
+    """Why the loop ended: after `config.steps`, at a signal, or before the time limit of the job.
 
     The state is saved before every return. Raises what `Recorder.rows` raises.
     """
@@ -67,7 +75,7 @@ def train(
         while state.step < config.steps:
             record, batches = train_step(state, losses, stream, config, around)
             recorder.add(record)
-            is_stopping = around.group.any_is_true(around.stop.is_set)
+            is_stopping = around.group.any_is_true(_wants_to_stop(around))
             is_last = is_stopping or state.step == config.steps
             is_saving = is_last or state.step % config.checkpoint.every_steps == 0
             is_drawing = _is_due(state.step, config.tracking.panels_every)
@@ -150,22 +158,34 @@ def _report(recorder: Recorder, progress: ProgressLine, around: Surroundings) ->
         tracker.log_rows(rows)
 
 
+def _wants_to_stop(around: Surroundings) -> bool:
+    """Whether this rank has a reason to stop; the end of the job is one."""
+    if around.wall_time is not None:
+        around.wall_time.saw_step()
+        if around.wall_time.is_nearly_over():
+            around.stop.request(WALL_TIME)
+    return around.stop.is_set
+
+
 def _save(state: TrainState, around: Surroundings) -> None:
     began = time.perf_counter()
     folder = around.checkpointer.save(state)
+    seconds = round(time.perf_counter() - began, 3)
+    if around.wall_time is not None:
+        around.wall_time.saw_save(seconds)
     if around.events is not None:
-        seconds = round(time.perf_counter() - began, 3)
         facts = {"step": state.step, "folder": folder.name, "seconds": seconds}
         around.events.write("checkpoint", facts)
 
 
 def _stopped(state: TrainState, around: Surroundings) -> ExitCode:
-    """The exit code that all ranks leave with: that of the first rank that got a signal."""
-    names = around.group.gather(around.stop.signal_name)
-    name = next(name for name in names if name is not None)
+    """The exit code that all ranks leave with: that of the first rank that has a reason."""
+    reasons = around.group.gather(around.stop.reason)
+    rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason is not None)
     if around.events is not None:
-        around.events.write("stopped", {"step": state.step, "signal": name})
-    return StopFlag.exit_code_of(name)
+        facts = {"step": state.step, "signal": reason, "rank": rank}
+        around.events.write("stopped", {**facts, "num_signals": around.stop.num_signals})
+    return StopFlag.exit_code_of(reason)
 
 
 def _draw(state: TrainState, batches: Sequence[Batch], around: Surroundings) -> None:

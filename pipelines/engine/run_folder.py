@@ -26,6 +26,7 @@ _FREE = (
     "name",
     "init_from",
     "checkpoint.",
+    "preemption",
     "tracking.",
     "evaluation.",
     "data.num_workers",

@@ -20,6 +20,7 @@ from pipelines.engine.checkpoint_files import write_text_atomically
 from pipelines.engine.distributed import Group
 from pipelines.engine.ema import Ema
 from pipelines.engine.generators import seed_generators
+from pipelines.engine.leaving import prepare_leaving
 from pipelines.engine.loop import DrawPanels, Stream, Surroundings, train
 from pipelines.engine.machine import describe, prepare_process
 from pipelines.engine.optim import ParameterGroup, group_table, parameter_groups
@@ -77,6 +78,7 @@ def run(
             checkpointer.restore(state, source)
         events = EventLog(config.run_folder, restart=restart) if group.place.is_main else None
         _tell_start(events, state, source, complaints, describe(device, group.place))
+        wall_time = prepare_leaving(config.preemption, stop, model=state.model, events=events)
         is_main = group.place.is_main
         trackers = _open_trackers(config, run_id, restart, state.step) if is_main else ()
         stream = request.make_stream(
@@ -93,6 +95,7 @@ def run(
             trackers=trackers,
             events=events,
             stop=stop,
+            wall_time=wall_time,
             draw_panels=request.draw_panels,
         )
         return _train_and_tell(state, losses, stream, config, around)

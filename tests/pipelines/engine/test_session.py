@@ -35,7 +35,9 @@ class StopAfter:
 @pytest.fixture
 def stop() -> Any:
     before = {number: signal.getsignal(number) for number in (10, 12, 15, 2)}
-    yield StopFlag().install()
+    flag = StopFlag().install()
+    yield flag
+    flag.forced_exit.give_up()
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -13,7 +13,9 @@ NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 @pytest.fixture
 def flag() -> Iterator[StopFlag]:
     before = {number: signal.getsignal(number) for number in NUMBERS}
-    yield StopFlag().install()
+    flag = StopFlag().install()
+    yield flag
+    flag.forced_exit.give_up()
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -23,7 +25,7 @@ def test_signal_sets_the_flag_and_nothing_else(flag: StopFlag, number: signal.Si
     assert not flag.is_set
     os.kill(os.getpid(), number)
     assert flag.is_set
-    assert flag.signal_name == number.name
+    assert flag.reason == number.name
 
 
 def test_cluster_signals_ask_for_a_requeue_and_a_person_does_not() -> None:
@@ -35,10 +37,28 @@ def test_cluster_signals_ask_for_a_requeue_and_a_person_does_not() -> None:
 def test_first_signal_is_remembered(flag: StopFlag) -> None:
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGINT)
-    assert flag.signal_name == "SIGUSR1"
+    assert flag.reason == "SIGUSR1"
 
 
 def test_second_interrupt_leaves_at_once(flag: StopFlag) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_every_signal_is_counted(flag: StopFlag) -> None:
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    assert (flag.reason, flag.num_signals) == ("SIGUSR2", 3)
+
+
+def test_continuing_after_a_suspension_is_no_reason_to_stop(flag: StopFlag) -> None:
+    os.kill(os.getpid(), signal.SIGCONT)
+    assert not flag.is_set
+
+
+def test_request_stops_like_a_signal_but_never_hides_one(flag: StopFlag) -> None:
+    flag.request("wall time")
+    assert StopFlag.exit_code_of(str(flag.reason)) == ExitCode.REQUEUE
+    flag.request("later")
+    assert flag.reason == "wall time"
