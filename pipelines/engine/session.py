@@ -79,8 +79,7 @@ def run(
         events = EventLog(config.run_folder, restart=restart) if group.place.is_main else None
         _tell_start(events, state, source, complaints, describe(device, group.place))
         wall_time = prepare_leaving(config.preemption, stop, model=state.model, events=events)
-        is_main = group.place.is_main
-        trackers = _open_trackers(config, run_id, restart, state.step) if is_main else ()
+        trackers = _open_trackers(config, run_id, restart, state.step) if events else ()
         stream = request.make_stream(
             config.data,
             rank=group.place.rank,

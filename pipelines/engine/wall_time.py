@@ -100,7 +100,8 @@ class WallTime:
             found.append(
                 f"wall time: {left:.0f} s are left for a run that needs "
                 f"{self.needed_seconds:.0f} s to stop (a save takes about {save:.1f} s), so every "
-                "start of this job takes one step only. Ask for more with --time, or lower preemption.margin_seconds."
+                "start of this job takes one step only. Ask for more with --time, or lower "
+                "preemption.margin_seconds."
             )
         if wait is not None and save > wait:
             found.append(
