@@ -17,7 +17,7 @@ ALPHA = 0.25
 CHUNK_PIXELS = 1 << 25
 
 
-def _focal_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
+def focal_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The focal term of each pixel if its target is 1, and if it is 0; gamma is 2."""
     probs = logits.sigmoid()
     if_one = ALPHA * (1.0 - probs).square() * softplus(-logits)
@@ -27,7 +27,7 @@ def _focal_parts(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def pixel_terms(logits: Float[Tensor, "m p"], targets: Float[Tensor, "m p"]) -> MaskTerms:
     """Mean focal term over the pixels, and 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1)."""
-    if_one, if_zero = _focal_parts(logits)
+    if_one, if_zero = focal_parts(logits)
     focal = (if_one * targets + if_zero * (1.0 - targets)).mean(-1)
     probs = logits.sigmoid()
     overlap = 2.0 * (probs * targets).sum(-1)
@@ -39,7 +39,7 @@ def pairwise_pixel_terms(
 ) -> MaskTerms:
     """`pixel_terms` of every query with every target, [..., Q, M]."""
     transposed = targets.transpose(-1, -2)
-    if_one, if_zero = _focal_parts(logits)
+    if_one, if_zero = focal_parts(logits)
     focal = (if_one @ transposed + if_zero @ (1.0 - transposed)) / logits.shape[-1]
     probs = logits.sigmoid()
     total = probs.sum(-1).unsqueeze(-1) + targets.sum(-1).unsqueeze(-2)  # [..., Q, M]

@@ -90,7 +90,7 @@ def _layer_losses(
     )
     label = label_terms(log_probs, targets.class_ids, matching, config.background)[0]
     maps = matched_maps(embeddings, features, matching, targets.counts)[:, 0]  # [M, h, w]
-    order = _pair_order(matching)
+    order = pair_order(matching)
     maps, masks = maps[order], targets.masks[order]
     if config.kind == "points":
         terms = sampled_mask_terms(maps[:, None], masks, draws, config.points)
@@ -99,7 +99,7 @@ def _layer_losses(
     return label, terms.bce.sum(), terms.dice.sum(), matching
 
 
-def _pair_order(matching: Matching) -> Int[Tensor, " n"]:
+def pair_order(matching: Matching) -> Int[Tensor, " n"]:
     """Targets that have a query, by image and then by query.
 
     That is the order of the official pairs, so that equal draws fall to equal pairs.
