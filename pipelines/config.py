@@ -7,6 +7,7 @@ from typing import Literal
 from pipelines.data.config import DataConfig
 from pipelines.errors import ConfigError
 from xdecoder.config import ModelConfig
+from xdecoder.mask_former.config import MaskFormerConfig, MaskLossConfig
 from xdecoder.tasks.config import LossConfig
 
 
@@ -170,6 +171,7 @@ class RunConfig:
     output_dir: the folder of this run, empty = runs/<name>. steps: optimizer steps.
     deterministic: refuse kernels that add in random order.
     init_from: run or checkpoint folder to take weights from, empty = a fresh model.
+    model, losses: of one family; its recipes set both.
     """
 
     name: str
@@ -178,8 +180,8 @@ class RunConfig:
     seed: int = 0
     deterministic: bool = True
     init_from: str = ""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    losses: LossConfig = field(default_factory=LossConfig)
+    model: ModelConfig | MaskFormerConfig = field(default_factory=ModelConfig)
+    losses: LossConfig | MaskLossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -201,6 +203,21 @@ class RunConfig:
             raise ConfigError(
                 f"name must be one folder name; got {self.name!r}. "
                 "Use output_dir for the whole path."
+            )
+        self._check_family()
+
+    def _check_family(self) -> None:
+        has_fixed_classes = isinstance(self.model, MaskFormerConfig)
+        if has_fixed_classes != isinstance(self.losses, MaskLossConfig):
+            raise ConfigError(
+                "model and losses must be of one family; got "
+                f"{type(self.model).__name__} and {type(self.losses).__name__}. "
+                "Start from a recipe of the family."
+            )
+        if has_fixed_classes and self.data.image_text.batch_size:
+            raise ConfigError(
+                "data.image_text.batch_size must be 0 for a model with a fixed list of classes, "
+                f"which reads no captions; got {self.data.image_text.batch_size}."
             )
 
     @property

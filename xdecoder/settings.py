@@ -42,7 +42,7 @@ def from_json(declared: type[_Settings], value: object, path: str = "") -> _Sett
 def _from_json(declared: Any, value: Any, path: str) -> Any:
     kinds = members(declared)
     if len(kinds) > 1:
-        return first_that_fits(kinds, value, path, declared, read=_from_json)
+        return _union_from_json(kinds, value, path, declared)
     if dataclasses.is_dataclass(declared):
         return _group_from_json(declared, value, path)
     origin = typing.get_origin(declared)
@@ -76,6 +76,26 @@ def _group_from_json(declared: Any, value: Any, path: str) -> Any:
             raise SettingsError(unknown_key(inner + key, [inner + name for name in names]))
     fields = {key: _from_json(hints[key], item, inner + key) for key, item in value.items()}
     return checked(lambda: declared(**fields), path)
+
+
+def _union_from_json(kinds: Sequence[Any], value: Any, path: str, declared: Any) -> Any:
+    groups = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+    if len(groups) > 1 and isinstance(value, dict):
+        return _group_from_json(_closest_group(groups, value), value, path)
+    return first_that_fits(kinds, value, path, declared, read=_from_json)
+
+
+def _closest_group(groups: Sequence[Any], value: Mapping[str, Any]) -> Any:
+    """The group of a union that lacks fewest of the keys, and of these has fewest to spare.
+
+    Its own error then names the key that is wrong, where trying all would name none.
+    """
+
+    def distance(group: Any) -> tuple[int, int]:
+        names = {field.name for field in dataclasses.fields(group)}
+        return len(value.keys() - names), len(names - value.keys())
+
+    return min(groups, key=distance)
 
 
 def _tuple_from_json(declared: Any, value: Any, path: str) -> tuple:

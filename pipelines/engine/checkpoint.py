@@ -27,9 +27,8 @@ from pipelines.engine.distributed import Group
 from pipelines.engine.generators import read_generators, write_generators
 from pipelines.engine.state import TrainState
 from pipelines.errors import CheckpointError
+from pipelines.families import TrainedModel, build_model_of
 from pipelines.overrides import from_json, to_json
-from xdecoder.build import build_model
-from xdecoder.model import XDecoder
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +115,7 @@ class Checkpointer:
         )
 
 
-def load_model(path: str | Path, *, ema: bool = True) -> tuple[XDecoder, RunConfig]:
+def load_model(path: str | Path, *, ema: bool = True) -> tuple[TrainedModel, RunConfig]:
     """The model of a run in evaluation mode on the CPU, and the configuration of that run.
 
     path: a run folder (its newest undamaged checkpoint is read) or one checkpoint folder.
@@ -127,7 +126,7 @@ def load_model(path: str | Path, *, ema: bool = True) -> tuple[XDecoder, RunConf
     """
     folder = find_checkpoint(Path(path))
     config = read_config(folder / "config.resolved.json")
-    model = build_model(config.model, has_initial_weights=False)
+    model = build_model_of(config.model, has_initial_weights=False)
     load_weights(model, folder, ema=ema)
     return model.eval(), config
 

@@ -29,21 +29,21 @@ from pipelines.engine.signals import StopFlag
 from pipelines.engine.state import TrainState
 from pipelines.engine.torch_backend import TorchBackend
 from pipelines.errors import CheckpointError, ExitCode, PipelineError
+from pipelines.families import build_model_of, build_tasks_of
 from pipelines.overrides import to_json
 from pipelines.tracking.base import Tracker
 from pipelines.tracking.jsonl import EventLog, JsonlTracker, count_starts
-from xdecoder.build import build_model
-from xdecoder.tasks import MultiTask, build_tasks
+from xdecoder.tasks import MultiTask
 
 _log = logging.getLogger(__name__)
 
 
 def build_losses(config: RunConfig, device: torch.device) -> MultiTask:
     """The model and its tasks in training mode, with the weights of `init_from` where set."""
-    model = build_model(config.model)
+    model = build_model_of(config.model)
     if config.init_from:
         load_weights(model, find_checkpoint(Path(config.init_from)))
-    return MultiTask(model, build_tasks(config.losses)).to(device).train()
+    return MultiTask(model, build_tasks_of(config)).to(device).train()
 
 
 @dataclass(frozen=True, kw_only=True)

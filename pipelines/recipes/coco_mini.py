@@ -10,6 +10,7 @@ from pipelines.data.config import (
     SegmentationDataConfig,
 )
 from pipelines.recipes.scenes import scenes
+from xdecoder.config import tiny
 
 
 def coco_mini() -> RunConfig:
@@ -34,6 +35,6 @@ def coco_mini() -> RunConfig:
             ),
             image_text=ImageTextDataConfig(shards=shards, batch_size=8, size_hw=(96, 128)),
         ),
-        model=replace(base.model, text=replace(base.model.text, num_merges=None)),
+        model=replace(tiny(), text=replace(tiny().text, num_merges=None)),
         evaluation=EvaluationConfig(root="data/coco_mini", split="val"),
     )

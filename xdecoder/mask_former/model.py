@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from xdecoder.images import normalised
 from xdecoder.mask_former.outputs import MaskOutput
+from xdecoder.pixel_decoder import Pyramid
 
 
 class MaskHead(nn.Module):
@@ -57,7 +58,24 @@ class MaskFormer(nn.Module):
         valid_sizes_hw: Sequence[tuple[int, int]] | None = None,
     ) -> MaskOutput:
         """Predictions of RGB images in 0..255; padding of a batch becomes zero where it is told."""
-        pixels = normalised(
+        pixels = self._pixels(images, valid_sizes_hw)
+        return self.head(self.backbone(pixels), (pixels.shape[2], pixels.shape[3]))
+
+    def encode_images(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        valid_sizes_hw: Sequence[tuple[int, int]] | None = None,
+    ) -> Pyramid:
+        """The maps that the decoder of queries reads, without asking it."""
+        pyramid: Pyramid = self.head.pixel_decoder(
+            self.backbone(self._pixels(images, valid_sizes_hw))
+        )
+        return pyramid
+
+    def _pixels(
+        self, images: Tensor, valid_sizes_hw: Sequence[tuple[int, int]] | None
+    ) -> Float[Tensor, "b 3 hp wp"]:
+        return normalised(
             images,
             valid_sizes_hw,
             mean=self.pixel_mean,
@@ -65,4 +83,3 @@ class MaskFormer(nn.Module):
             size_divisibility=self.size_divisibility,
             dtype=next(self.head.parameters()).dtype,
         )
-        return self.head(self.backbone(pixels), (pixels.shape[2], pixels.shape[3]))

@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from xdecoder.batch import SegmentationBatch
+from xdecoder.batch import SegmentationBatch, SegmentTargets
 from xdecoder.losses.criterion import label_weight
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.world import World
 from xdecoder.mask_former.config import MaskLossConfig
 from xdecoder.mask_former.criterion import mask_losses
 from xdecoder.mask_former.model import MaskFormer
+from xdecoder.mask_former.targets import closed_targets
 from xdecoder.postprocess import resize_masks
 from xdecoder.tasks.base import Counts, divisors, keyed, without_autocast
 from xdecoder.tasks.segmentation import SegmentationResult
@@ -22,14 +23,30 @@ from xdecoder.tasks.segmentation import SegmentationResult
 
 @dataclass(frozen=True, kw_only=True)
 class MaskTask:
-    """Queries find the segments and their classes, at every prediction."""
+    """Queries find the segments and their classes, at every prediction.
+
+    class_names: in the order of the model's class logits; empty = the batch's own vocabulary.
+    """
 
     config: MaskLossConfig
     world: World
+    class_names: tuple[str, ...] = ()
     name: ClassVar[str] = "segmentation"
 
     def counts(self, model: MaskFormer, batch: SegmentationBatch) -> dict[str, float]:
-        per_image = [len(segments.class_ids) for segments in batch.segments]
+        return self._counts(model, self._targets(model, batch))
+
+    def _targets(self, model: MaskFormer, batch: SegmentationBatch) -> tuple[SegmentTargets, ...]:
+        names = self.class_names or batch.vocabulary.names
+        if len(names) != model.num_classes:
+            raise ValueError(
+                f"MaskTask: the batch must be labelled with the model's {model.num_classes} "
+                f"classes; got {len(names)}. Set model.num_classes to that."
+            )
+        return closed_targets(batch, names, self.config.targets)
+
+    def _counts(self, model: MaskFormer, targets: Sequence[SegmentTargets]) -> dict[str, float]:
+        per_image = [len(segments.class_ids) for segments in targets]
         weight = label_weight(per_image, model.num_queries, self.config.background)
         return {
             "segmentation/label_weight": weight,
@@ -45,14 +62,10 @@ class MaskTask:
     ) -> dict[str, Tensor]:
         """Weighted terms under `loss_key`.
 
-        Raises: ValueError for a vocabulary of another size than the model's.
+        Raises: ValueError for a vocabulary that lacks classes of the model.
         """
-        if len(batch.vocabulary.names) != model.num_classes:
-            raise ValueError(
-                f"MaskTask: the batch must be labelled with the model's {model.num_classes} "
-                f"classes; got {len(batch.vocabulary.names)}. Set model.num_classes to that."
-            )
-        own = self.counts(model, batch)
+        targets = self._targets(model, batch)
+        own = self._counts(model, targets)
         counts = {key: counts[key] for key in own} if counts else own
         output = model(batch.images, batch.valid_sizes_hw)
         device, config = batch.images.device, self.config
@@ -61,7 +74,7 @@ class MaskTask:
                 key.rpartition("/")[2]: value
                 for key, value in divisors(counts, self.world, device).items()
             }
-            found = mask_losses(output, batch.segments, draws, config, divide)
+            found = mask_losses(output, targets, draws, config, divide)
             weighted = (
                 ("mask_ce", found.ce, config.ce),
                 ("mask_bce", found.mask, config.mask),

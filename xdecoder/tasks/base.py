@@ -9,26 +9,26 @@ from torch import Tensor
 
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.world import World
-from xdecoder.model import XDecoder
 from xdecoder.outputs import DecoderOutput
 
 Counts = Mapping[str, float]
+ModelT = TypeVar("ModelT", contravariant=True)
 BatchT = TypeVar("BatchT", contravariant=True)
 
 
-class Task(Protocol[BatchT]):
+class Task(Protocol[ModelT, BatchT]):
     """Turns a batch into queries and targets, and the decoder's output into loss terms."""
 
     @property
     def name(self) -> str:
         """The `task` of the batches that it takes."""
 
-    def counts(self, model: XDecoder, batch: BatchT) -> dict[str, float]:
+    def counts(self, model: ModelT, batch: BatchT) -> dict[str, float]:
         """How many things each sum of the losses runs over, known without a forward pass."""
 
     def losses(
         self,
-        model: XDecoder,
+        model: ModelT,
         batch: BatchT,
         draws: UniformSource,
         counts: Counts | None = None,

@@ -3,13 +3,14 @@
 from typing import Any
 
 from xdecoder.losses.world import World
+from xdecoder.model import XDecoder
 from xdecoder.tasks.base import Task
 from xdecoder.tasks.config import LossConfig
 from xdecoder.tasks.image_text import ImageTextTask
 from xdecoder.tasks.segmentation import SegmentationTask
 
 
-def build_tasks(config: LossConfig, world: World | None = None) -> tuple[Task[Any], ...]:
+def build_tasks(config: LossConfig, world: World | None = None) -> tuple[Task[XDecoder, Any], ...]:
     """The tasks of joint pretraining, in the order of their batches in a step."""
     world = world or World()
     return (

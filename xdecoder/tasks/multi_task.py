@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
-from xdecoder.model import XDecoder
 from xdecoder.tasks.base import Counts, Task
 
 
@@ -17,7 +16,7 @@ class MultiTask(nn.Module):
     Raises: ValueError for a batch whose task is not among `tasks`.
     """
 
-    def __init__(self, model: XDecoder, tasks: Sequence[Task[Any]]) -> None:
+    def __init__(self, model: nn.Module, tasks: Sequence[Task[Any, Any]]) -> None:
         super().__init__()
         self.model = model
         self.tasks = {task.name: task for task in tasks}
@@ -38,7 +37,7 @@ class MultiTask(nn.Module):
             terms |= self._task(batch).losses(self.model, batch, draws, counts)
         return terms
 
-    def _task(self, batch: Batch) -> Task[Any]:
+    def _task(self, batch: Batch) -> Task[Any, Any]:
         if batch.task not in self.tasks:
             raise ValueError(
                 f"MultiTask: a batch must be of one of the tasks {sorted(self.tasks)}; got "
