@@ -39,7 +39,10 @@ class PhraseTargets:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationBatch:
-    """Images with segments and phrases; RGB 0..255, padded right and bottom with zeros."""
+    """Images with segments and phrases; RGB 0..255, padded right and bottom with zeros.
+
+    captions: those of each image, any number of them; empty where no image has any.
+    """
 
     keys: tuple[str, ...]
     images: Float[Tensor, "b 3 h w"]
@@ -47,6 +50,7 @@ class SegmentationBatch:
     vocabulary: Vocabulary
     segments: tuple[SegmentTargets, ...]
     phrases: tuple[PhraseTargets, ...]
+    captions: tuple[tuple[str, ...], ...] = ()
     task: str = "segmentation"
 
 

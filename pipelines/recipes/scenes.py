@@ -16,7 +16,7 @@ from pipelines.data.config import (
 )
 from xdecoder.config import tiny
 from xdecoder.losses.points import PointSampling
-from xdecoder.tasks.config import LayeredWeight, LossConfig
+from xdecoder.tasks.config import LayeredWeight, LossConfig, NounWeights
 
 
 def scenes() -> RunConfig:
@@ -41,6 +41,8 @@ def scenes() -> RunConfig:
             points=PointSampling(num_points=768),
             captioning=LayeredWeight(weight=8.0),
             retrieval=LayeredWeight(weight=4.0),
+            # every noun of a scene's captions is the name of a class
+            nouns=NounWeights(weight=0.0),
         ),
         data=DataConfig(
             segmentation=SegmentationDataConfig(shards=shards, batch_size=8, augment=augment),

@@ -73,12 +73,37 @@ def matched_mask_terms(
     counts: Sequence[int],
     draws: UniformSource,
     sampling: PointSampling,
+    *,
+    is_in_query_order: bool = False,
 ) -> MaskTerms:
-    """Cross-entropy and dice [M, L] of each target's mask; zero where it has no query."""
+    """Cross-entropy and dice [M, L] of each target's mask; zero where it has no query.
+
+    is_in_query_order: for a single layer; points are drawn for masks in the order of their
+    queries, and only for targets that have one, as the released programs draw them.
+    """
     logits = matched_maps(mask_embeddings, mask_features, matching, counts)
+    if is_in_query_order:
+        return _terms_in_query_order(logits, targets, matching, draws, sampling)
     terms = sampled_mask_terms(logits, targets, draws, sampling)
     is_matched = matching.is_matched.T
     return MaskTerms(terms.bce * is_matched, terms.dice * is_matched)
+
+
+def _terms_in_query_order(
+    logits: Float[Tensor, "m 1 h w"],
+    targets: Shaped[Tensor, "m ht wt"],
+    matching: Matching,
+    draws: UniformSource,
+    sampling: PointSampling,
+) -> MaskTerms:
+    matched = matching.is_matched[0].nonzero().squeeze(1)
+    queries = matching.query_index[0, matched]
+    # image by image, and within an image query by query
+    largest = queries.max() + 1 if len(queries) else 1
+    matched = matched[(matching.image_index[matched] * largest + queries).argsort()]
+    terms = sampled_mask_terms(logits[matched], targets[matched], draws, sampling)
+    empty = logits.new_zeros(len(logits), 1)
+    return MaskTerms(*(empty.index_put((matched,), part) for part in terms))
 
 
 def grounding_terms(

@@ -115,11 +115,17 @@ def assign(
     """Solve each image's assignment and write it into the two rows."""
     start = 0
     for image, count in enumerate(counts):
-        rows, columns = linear_sum_assignment(cost[image, :, :count].numpy())
-        targets = torch.from_numpy(columns) + start
-        query_index[targets] = torch.from_numpy(rows)
+        rows, columns = cheapest_pairs(cost[image, :, :count])
+        targets = columns + start
+        query_index[targets] = rows
         is_matched[targets] = True
         start += count
+
+
+def cheapest_pairs(cost: Float[Tensor, "q m"]) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
+    """Rows, in ascending order, and their columns: as many pairs as the shorter side has."""
+    rows, columns = linear_sum_assignment(cost.numpy())
+    return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
 def _raise_not_finite(layer: int, **tensors: Tensor) -> None:

@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 class World:
-    """All processes of torch.distributed, or just this one where it is not initialised."""
+    """All processes of torch.distributed, or just this one where it is not initialised.
+
+    keeps_local_gradient: `gather` does not multiply the gradient, as the released X-Decoder.
+    """
+
+    def __init__(self, *, keeps_local_gradient: bool = False) -> None:
+        self._keeps_local_gradient = keeps_local_gradient
 
     @property
     def size(self) -> int:
@@ -28,15 +34,16 @@ class World:
     def gather(self, rows: Shaped[Tensor, "n *c"]) -> Shaped[Tensor, "m *c"]:
         """The rows of all processes in rank order; processes may hold different numbers.
 
-        Gradient reaches this process's own rows, multiplied by the number of processes. When
-        every process computes the same loss from the gathered rows and gradients of parameters
-        are averaged over processes, as DDP and ZeRO do, the average is the gradient of the loss.
+        Gradient reaches this process's own rows, multiplied by the number of processes (unless
+        `keeps_local_gradient`). When every process computes the same loss from the gathered rows
+        and gradients of parameters are averaged over processes, as DDP and ZeRO do, the average is
+        the gradient of the loss.
         """
         if self.size == 1:
             return rows
         parts = self._gather_padded(rows.detach())
-        own = rows if not rows.is_floating_point() else _scale_gradient(rows, float(self.size))
-        parts[self.rank] = own
+        factor = 1.0 if self._keeps_local_gradient else float(self.size)
+        parts[self.rank] = _scale_gradient(rows, factor) if rows.is_floating_point() else rows
         return torch.cat(parts)
 
     def _gather_padded(self, rows: Tensor) -> list[Tensor]:

@@ -71,8 +71,18 @@ def divisors(counts: Counts, world: World, device: torch.device) -> dict[str, Te
 
 def stacked(output: DecoderOutput, part: str, rows: slice, num_layers: int) -> Tensor:
     """One part of the last `num_layers` predictions, [L, B, rows, C], in full precision."""
-    layers = output.layers[-min(num_layers, len(output.layers)) :]
+    return stacked_at(output, part, rows, last_predictions(len(output.layers), num_layers))
+
+
+def stacked_at(output: DecoderOutput, part: str, rows: slice, predictions: range) -> Tensor:
+    """One part of some predictions, [L, B, rows, C], in full precision."""
+    layers = [output.layers[index] for index in predictions]
     return full_precision(torch.stack([getattr(layer, part)[:, rows] for layer in layers]))
+
+
+def last_predictions(num_predictions: int, num_layers: int) -> range:
+    """The indices of the last `num_layers` predictions, or of all where there are fewer."""
+    return range(max(num_predictions - num_layers, 0), num_predictions)
 
 
 def full_precision(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -29,7 +29,7 @@ from xdecoder.tasks.base import (
     stacked,
     without_autocast,
 )
-from xdecoder.tasks.config import LayeredWeight
+from xdecoder.tasks.config import LayeredWeight, ReleasedBehaviour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,7 @@ class ImageTextTask:
     retrieval: LayeredWeight
     retrieval_alignment: float
     retrieval_backbone: float
+    released: ReleasedBehaviour
     scale_limit: float
     world: World
     name: ClassVar[str] = "image_text"
@@ -57,18 +58,24 @@ class ImageTextTask:
         counts: Counts | None = None,
     ) -> dict[str, Tensor]:
         del draws
-        counts = counts or self.counts(model, batch)
         device = batch.images.device
-        counts = {"image_text/tokens": counts["image_text/tokens"]}
         ids = model.tokenizer(batch.captions).to(device)
         text = model.encode_text(ids)
         features = model.encode_images(batch.images, batch.valid_sizes_hw)
         queries = QuerySet(caption=TextQueries(tokens=text.tokens, is_padding=text.is_padding))
         output = model.decode(features, queries)
         with without_autocast(device):
-            num_tokens = divisors(counts, self.world, device)["image_text/tokens"]
+            num_tokens = self._num_tokens(model, batch, counts)
             terms = self._captioning(model, output, ids, text, num_tokens)
             return terms | self._retrieval(model, batch, features, output, text)
+
+    def _num_tokens(self, model: XDecoder, batch: ImageTextBatch, counts: Counts | None) -> Tensor:
+        own, device = self.counts(model, batch), batch.images.device
+        if self.released.normalises_locally:
+            return torch.tensor(own["image_text/tokens"] + 1.0, device=device)
+        counts = counts or own
+        shared = divisors({key: counts[key] for key in own}, self.world, device)
+        return shared["image_text/tokens"]
 
     def _captioning(
         self,
@@ -94,6 +101,8 @@ class ImageTextTask:
         """Equal captions in a batch count as right answers of each other's images."""
         scale = similarity_scale(model.logit_scale, self.scale_limit)
         ids = self.world.gather(text_ids(batch.captions, text.sentence.device))
+        if self.released.tells_equal_captions_apart:
+            ids = torch.arange(len(ids), device=ids.device)
         sentences = self.world.gather(full_precision(text.sentence))
         columns = first_of_equals(ids)
         is_positive = ids[:, None] == ids[columns][None]

@@ -30,11 +30,14 @@ class EncodedTexts:
         index = torch.tensor(rows, dtype=torch.long, device=self.features.sentence.device)
         return full_precision(self.features.sentence)[index]
 
-    def grounding(self, phrases: Sequence[Sequence[str]]) -> TextQueries:
+    def grounding(
+        self, phrases: Sequence[Sequence[str]], *, shows_padding: bool = False
+    ) -> TextQueries:
         """The tokens of each image's phrases one after another, each distinct text once.
 
         One padded column stands for them where no image has a phrase, so that the same
-        parameters take part in every step.
+        parameters take part in every step. shows_padding: what fills shorter lists is zero and
+        can be seen, as in the released X-Decoder.
         """
         num_tokens = self.features.tokens.shape[1]
         images = [self._token_positions(texts, num_tokens) for texts in phrases]
@@ -45,9 +48,12 @@ class EncodedTexts:
             index[image, : len(positions)] = torch.tensor(positions, dtype=torch.long)
             is_padding[image, : len(positions)] = False
         tokens = self.features.tokens.flatten(0, 1)  # [N*T, C]
-        return TextQueries(
-            tokens=tokens[index.to(tokens.device)], is_padding=is_padding.to(tokens.device)
-        )
+        is_padding = is_padding.to(tokens.device)
+        packed = tokens[index.to(tokens.device)]  # [B, T, C]
+        if shows_padding:
+            packed = packed.masked_fill(is_padding[..., None], 0.0)
+            is_padding = torch.zeros_like(is_padding)
+        return TextQueries(tokens=packed, is_padding=is_padding)
 
     def _token_positions(self, texts: Sequence[str], num_tokens: int) -> list[int]:
         rows = dict.fromkeys(self.row_of[text] for text in texts)
