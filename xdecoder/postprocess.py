@@ -197,14 +197,14 @@ def instances(
     if is_thing is not None:
         is_kept = torch.tensor(list(is_thing), device=class_ids.device)[class_ids]
         scores, queries, class_ids = scores[is_kept], queries[is_kept], class_ids[is_kept]
-    scores = scores * _mask_quality(mask_logits)[queries]
+    scores = scores * mask_quality(mask_logits)[queries]
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= minimum_score]
     masks = mask_logits[queries[order]] > 0
     return Instances(scores[order], class_ids[order], masks, boxes_from_masks(masks))
 
 
-def _mask_quality(mask_logits: Float[Tensor, "q h w"]) -> Float[Tensor, " q"]:
+def mask_quality(mask_logits: Float[Tensor, "q h w"]) -> Float[Tensor, " q"]:
     """Mean mask probability inside each mask."""
     quality = mask_logits.new_empty(len(mask_logits))
     for query, logits in enumerate(mask_logits):

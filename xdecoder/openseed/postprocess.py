@@ -1,0 +1,139 @@
+"""An OpenSeeD's predictions for one image: maps, segments, instances and boxes.
+
+Names compete only where pixels are given away: there, similarities are sharpened into shares.
+Source: IDEA-Research/OpenSeeD, openseed_model.py (semantic, panoptic, instance inference).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from xdecoder import postprocess
+from xdecoder.openseed.boxes import xyxy
+from xdecoder.openseed.outputs import BoxPrediction, OpenSeeDOutput
+from xdecoder.postprocess import Instances, Panoptic, resize_masks
+
+# Source: PANO_TEMPERATURE of the released configurations
+TEMPERATURE = 0.06
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePrediction:
+    """The last prediction for one image, at the size that the caller wants.
+
+    scores: how well each of K names fits each query, 0..1 each on its own. num_foreground: the
+    first queries; only they are objects.
+    """
+
+    scores: Float[Tensor, "q k"]
+    boxes_xyxy_px: Float[Tensor, "q 4"]
+    mask_logits: Float[Tensor, "q h w"]
+    num_foreground: int
+
+    @property
+    def shares(self) -> Float[Tensor, "q k"]:
+        """Scores as probabilities over the names."""
+        return (self.scores / TEMPERATURE).softmax(1)
+
+
+class Detections(NamedTuple):
+    """Boxes with their names from the best to the worst, in pixels; query: the row they are of."""
+
+    scores: Float[Tensor, " n"]
+    class_ids: Int[Tensor, " n"]
+    boxes_xyxy_px: Float[Tensor, "n 4"]
+    query: Int[Tensor, " n"]
+
+
+def image_prediction(
+    output: OpenSeeDOutput, index: int, *, image_hw: tuple[int, int], out_hw: tuple[int, int]
+) -> ImagePrediction:
+    """What the model says of image `index`, its padding cut off, at `out_hw`."""
+    last = output.layers[-1]
+    one = BoxPrediction(*(part[index : index + 1].float() for part in last))
+    logits = torch.einsum(
+        "qc,chw->qhw", one.mask_embeddings[0], output.mask_features[index].float()
+    )
+    masks = resize_masks(logits, canvas_hw=output.canvas_hw, valid_hw=image_hw, out_hw=image_hw)
+    # the released code enlarges smoothly and shrinks with a filter
+    masks = resize_masks(
+        masks, canvas_hw=image_hw, valid_hw=image_hw, out_hw=out_hw, mode="bicubic_antialias"
+    )
+    canvas_h, canvas_w = output.canvas_hw
+    # boxes are shares of the padded image
+    scale_x = canvas_w * out_hw[1] / image_hw[1]
+    scale_y = canvas_h * out_hw[0] / image_hw[0]
+    boxes = xyxy(one.boxes_cxcywh01[0]) * logits.new_tensor([scale_x, scale_y, scale_x, scale_y])
+    return ImagePrediction(
+        scores=one.class_logits[0].sigmoid(),
+        boxes_xyxy_px=boxes,
+        mask_logits=masks,
+        num_foreground=output.num_foreground,
+    )
+
+
+def semantic(prediction: ImagePrediction) -> Float[Tensor, "k h w"]:
+    """How much each name speaks for each pixel."""
+    return postprocess.semantic(prediction.shares, prediction.mask_logits, keep_background=True)
+
+
+def panoptic(
+    prediction: ImagePrediction,
+    *,
+    is_thing: Sequence[bool],
+    object_threshold: float = 0.25,
+    overlap_threshold: float = 0.8,
+) -> Panoptic:
+    """Segments that do not overlap; queries take part whose best score passes the threshold."""
+    is_kept = prediction.scores.max(1).values > object_threshold
+    shares = prediction.shares[is_kept]
+    # a background column that never wins
+    shares = torch.cat([shares, torch.zeros_like(shares[:, :1])], 1)
+    return postprocess.panoptic(
+        shares,
+        prediction.mask_logits[is_kept],
+        is_thing=is_thing,
+        object_threshold=-1.0,
+        overlap_threshold=overlap_threshold,
+    )
+
+
+def detections(
+    prediction: ImagePrediction,
+    *,
+    top_k: int = 100,
+    is_thing: Sequence[bool] | None = None,
+    minimum_score: float = 0.0,
+) -> Detections:
+    """The `top_k` best pairs of an object query and a name, then without stuff and faint ones."""
+    scores = prediction.scores[: prediction.num_foreground]
+    num_names = scores.shape[1]
+    best, pairs = scores.flatten().topk(min(top_k, scores.numel()))
+    queries, class_ids = pairs // num_names, pairs % num_names
+    is_kept = best >= minimum_score
+    if is_thing is not None:
+        is_kept &= torch.tensor(list(is_thing), device=class_ids.device)[class_ids]
+    queries = queries[is_kept]
+    return Detections(best[is_kept], class_ids[is_kept], prediction.boxes_xyxy_px[queries], queries)
+
+
+def instances(
+    prediction: ImagePrediction,
+    *,
+    top_k: int = 100,
+    is_thing: Sequence[bool] | None = None,
+    minimum_score: float = 0.0,
+) -> Instances:
+    """Detections with masks; a score counts how sure the mask is of itself."""
+    found = detections(prediction, top_k=top_k, is_thing=is_thing)
+    logits = prediction.mask_logits[found.query]
+    scores = found.scores * postprocess.mask_quality(logits)
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= minimum_score]
+    return Instances(
+        scores[order], found.class_ids[order], logits[order] > 0, found.boxes_xyxy_px[order]
+    )
