@@ -75,16 +75,28 @@ class ScheduleConfig:
 class ParallelConfig:
     """How a step is computed.
 
-    device: auto = CUDA where there is one. backend: torch, or DeepSpeed's ZeRO of `zero_stage`.
-    precision: bf16 = parameters in float32, operations under autocast.
+    device: auto = CUDA where there is one. backend: torch, or DeepSpeed's ZeRO of `zero_stage`:
+    0 shards nothing, 1 moments, 2 gradients too, 3 weights too.
+    offload: what ZeRO keeps in the memory of the host; parameters = moments and weights.
+    keep_whole_below: ZeRO-3 leaves parameters with fewer values whole on every rank.
+    self_check: before a run under DeepSpeed, compare a few steps of a small model with PyTorch.
+    precision: parameters are float32, operations run under autocast; fp16 scales the loss.
+    initial_loss_scale: of fp16. loss_scale_window: steps without overflow before it doubles.
+    checkpoint_activations: keep only what enters a block, compute the rest again in the backward.
     accumulation: micro-batches of the data stream in one optimizer step.
     num_threads: of PyTorch on the CPU, 0 = leave as it is; part of what exact resume needs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["torch", "deepspeed"] = "torch"
-    zero_stage: Literal[1, 2] = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    keep_whole_below: int = 100_000
+    self_check: bool = True
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    initial_loss_scale: float = 65536.0
+    loss_scale_window: int = 2000
+    checkpoint_activations: bool = False
     accumulation: int = 1
     num_threads: int = 0
 
@@ -93,20 +105,52 @@ class ParallelConfig:
             raise ConfigError(f"parallel.accumulation must be >= 1; got {self.accumulation}.")
         if self.num_threads < 0:
             raise ConfigError(f"parallel.num_threads must be >= 0; got {self.num_threads}.")
+        if self.keep_whole_below < 0:
+            raise ConfigError(
+                f"parallel.keep_whole_below must be >= 0; got {self.keep_whole_below}."
+            )
+        if self.initial_loss_scale < 1 or self.loss_scale_window < 1:
+            raise ConfigError(
+                "parallel.initial_loss_scale and parallel.loss_scale_window must be >= 1; "
+                f"got {self.initial_loss_scale} and {self.loss_scale_window}."
+            )
+        lowest_stage = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        is_zero = self.backend == "deepspeed" and self.zero_stage >= lowest_stage
+        if self.offload != "none" and not is_zero:
+            raise ConfigError(
+                f"parallel.offload={self.offload} needs parallel.backend=deepspeed and "
+                f"parallel.zero_stage >= {lowest_stage}; got {self.backend} and "
+                f"{self.zero_stage}. Raise the stage, or set parallel.offload=none."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a checkpoint is written, in steps, and how many of the newest are kept."""
+    """When a checkpoint is written, and which are kept: those that any of the rules names.
+
+    every_steps: also at the end and at a signal. asynchronous: write while training goes on, from
+    a copy in the memory of rank 0. keep_last: newest ones. keep_every_steps: those of its
+    multiples, 0 = none. keep_best: a column of metrics.jsonl, empty = none; the checkpoint where
+    it is lowest or highest, as best_is says.
+    """
 
     every_steps: int = 1000
+    asynchronous: bool = True
     keep_last: int = 2
+    keep_every_steps: int = 0
+    keep_best: str = ""
+    best_is: Literal["lowest", "highest"] = "lowest"
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.keep_last < 1:
             raise ConfigError(
                 "checkpoint.every_steps and checkpoint.keep_last must be >= 1; "
                 f"got {self.every_steps} and {self.keep_last}."
+            )
+        if self.keep_every_steps < 0 or self.keep_every_steps % self.every_steps:
+            raise ConfigError(
+                "checkpoint.keep_every_steps must be a multiple of checkpoint.every_steps="
+                f"{self.every_steps}; got {self.keep_every_steps}. 0 keeps none for good."
             )
 
 

@@ -9,6 +9,7 @@ Tensors are safetensors files and everything else is JSON: reading a checkpoint 
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from pipelines.engine.checkpoint_files import (
     CheckpointFolders,
     read_tensors,
     verify,
-    write_tensors,
 )
+from pipelines.engine.checkpoint_writer import Saved, Snapshot, Writer
 from pipelines.engine.distributed import Group
 from pipelines.engine.generators import read_generators, write_generators
 from pipelines.engine.state import TrainState
@@ -34,33 +35,59 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpointer:
-    """Saves and restores the state of one run; every method is called by all ranks together."""
+    """Saves and restores the state of one run; every method is called by all ranks together.
+
+    Rank 0 writes, from a copy in its host's memory, while training goes on:
+
+        save ---- copy ----> return            save ---- finish, copy ----> return
+                    `--> write, hash, sync, rename --'
+    """
 
     def __init__(self, root: Path, *, config: RunConfig, group: Group) -> None:
-        self._folders = CheckpointFolders(root, keep_last=config.checkpoint.keep_last)
+        self._folders = CheckpointFolders(root, config.checkpoint)
         self._config = config
         self._group = group
+        self._writer: Writer | None = None
+        self._completed: list[Saved] = []
 
-    def save(self, state: TrainState) -> Path:
-        """The folder of the new checkpoint, which is complete on return."""
-        group, folder = self._group, self._folders.writing(state.step)
-        if group.place.is_main:
-            self._folders.begin(state.step)
-        group.barrier()
-        optimizer = state.backend.optimizer_state()
-        _write_generators(folder, group.place.rank)
-        if group.place.is_main:
-            write_tensors(folder / "model.safetensors", state.model.state_dict())
-            write_tensors(folder / "optimizer.safetensors", optimizer)
-            if state.ema is not None:
-                write_tensors(folder / "ema.safetensors", state.ema.weights)
-            _write_json(folder / "state.json", self._facts(state))
-            _write_json(folder / "config.resolved.json", to_json(self._config))
-        group.barrier()
-        if group.place.is_main:
-            self._folders.commit(state.step)
-        group.barrier()
-        return self._folders.root / f"step_{state.step:08d}"
+    def save(self, state: TrainState, *, metrics: Mapping[str, float] | None = None) -> None:
+        """Start a checkpoint; without `checkpoint.asynchronous`, it is complete on return.
+
+        metrics: of the step that was taken last, for `checkpoint.keep_best`.
+
+        Raises:
+            CheckpointError: this or the checkpoint before it could not be written.
+        """
+        began = time.perf_counter()
+        self.finish()
+        snapshot = self._snapshot(state, metrics or {})
+        if self._group.place.is_main:
+            self._writer = Writer(self._folders, state.step, snapshot, began=began)
+        if not self._config.checkpoint.asynchronous:
+            self.finish()
+
+    def finish(self) -> None:
+        """Return once everything that `save` started is complete.
+
+        Raises:
+            CheckpointError: it could not be written; on every rank.
+        """
+        self._group.main_does(self._join)
+
+    def settle(self) -> None:
+        """Return once nothing is being written, whether it succeeded or not; asks no other rank."""
+        try:
+            self._join()
+        except CheckpointError:
+            # the writer has logged it, and the run is ending of something else
+            self._writer = None
+
+    def completed(self) -> list[Saved]:
+        """What became complete since the last call, on rank 0; it asks no other rank."""
+        if self._writer is not None and self._writer.is_complete:
+            self._join()
+        completed, self._completed = self._completed, []
+        return completed
 
     def newest(self) -> tuple[Path | None, tuple[str, ...]]:
         """The newest undamaged checkpoint as rank 0 sees it, and complaints about newer ones."""
@@ -72,19 +99,52 @@ class Checkpointer:
         weights = read_tensors(folder / "model.safetensors")
         check_fits(state.model, weights, where=folder)
         moments = read_tensors(folder / "optimizer.safetensors")
+        if state.backend.loss_scale is not None and facts.get("loss_scale"):
+            state.backend.loss_scale.load(facts["loss_scale"])
         state.backend.load_state(weights, moments, facts["step"])
         if state.ema is not None:
-            state.ema.load(_ema_or_weights(folder, weights))
+            average = _ema_or_weights(folder, weights)
+            named = {name: average[name] for name in state.ema.weights}
+            state.ema.load(state.backend.split(named))
         state.step, state.data = facts["step"], facts["data"]
         self._restore_generators(folder, facts)
         self._group.barrier()
         if self._group.place.is_main:
             self._folders.set_aside_after(state.step)
 
+    def _join(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._completed.append(writer.result())
+
+    def _snapshot(self, state: TrainState, metrics: Mapping[str, float]) -> Snapshot:
+        """Copies of everything, on rank 0; the other ranks hand over their parts."""
+        backend = state.backend
+        tensors = {
+            "model.safetensors": backend.model_state(),
+            "optimizer.safetensors": backend.optimizer_state(),
+        }
+        if state.ema is not None:
+            tensors["ema.safetensors"] = backend.whole(state.ema.weights)
+        texts: dict[str, object] = {
+            "state.json": self._facts(state) | {"metrics": dict(metrics)},
+            "config.resolved.json": to_json(self._config),
+        }
+        generators = self._group.gather(read_generators(is_cuda=torch.cuda.is_available()))
+        for rank, (states, values) in enumerate(generators):
+            tensors[f"{_generators_name(rank)}.safetensors"] = states
+            texts[f"{_generators_name(rank)}.json"] = values
+        return Snapshot(
+            tensors=tensors,
+            texts={name: json.dumps(value, indent=1) for name, value in texts.items()},
+        )
+
     def _facts(self, state: TrainState) -> dict[str, Any]:
+        scale = state.backend.loss_scale
         return {
             "step": state.step,
             "data": state.data,
+            "loss_scale": None if scale is None else scale.state(),
             "world_size": self._group.place.world_size,
             "num_threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -170,13 +230,13 @@ def check_fits(model: nn.Module, weights: Mapping[str, Tensor], *, where: Path) 
     Raises:
         CheckpointError: listing what is missing, unexpected and of the wrong shape apart.
     """
-    wanted = model.state_dict()
+    wanted = {name: _shape(value) for name, value in model.state_dict(keep_vars=True).items()}
     missing = sorted(wanted.keys() - weights.keys())
     unexpected = sorted(weights.keys() - wanted.keys())
     misshapen = [
-        f"{name} {list(weights[name].shape)} for {list(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in weights and weights[name].shape != tensor.shape
+        f"{name} {list(weights[name].shape)} for {list(shape)}"
+        for name, shape in wanted.items()
+        if name in weights and weights[name].shape != shape
     ]
     if missing or unexpected or misshapen:
         raise CheckpointError(
@@ -184,6 +244,11 @@ def check_fits(model: nn.Module, weights: Mapping[str, Tensor], *, where: Path) 
             f"{_few(missing)}; unexpected: {_few(unexpected)}; wrong shape: {_few(misshapen)}. "
             "Use the model settings that it was trained with (config.resolved.json beside it)."
         )
+
+
+def _shape(value: Tensor) -> torch.Size:
+    # a parameter that ZeRO-3 shards is empty, and knows the shape it has when whole
+    return getattr(value, "ds_shape", value.shape)
 
 
 def _few(names: list[str], limit: int = 5) -> str:
@@ -198,13 +263,3 @@ def _ema_or_weights(folder: Path, weights: dict[str, Tensor]) -> dict[str, Tenso
 
 def _generators_name(rank: int) -> str:
     return f"generators_{rank:05d}"
-
-
-def _write_generators(folder: Path, rank: int) -> None:
-    tensors, values = read_generators(is_cuda=torch.cuda.is_available())
-    write_tensors(folder / f"{_generators_name(rank)}.safetensors", tensors)
-    _write_json(folder / f"{_generators_name(rank)}.json", values)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1))

@@ -5,7 +5,8 @@
         COMPLETE              SHA-256 of the manifest; written last
     step_00000100/            the same folder, renamed in one instant
     aside_step_00000200/      damaged, or of steps that are taken again: never read
-    latest -> step_00000100
+    latest -> step_00000100   the newest
+    best -> step_00000050     of the best metric, where checkpoint.keep_best names one
 
 A process that dies at any point leaves either the whole `step_...` folder or none.
 """
@@ -22,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipelines.config import CheckpointConfig
 from pipelines.errors import CheckpointError
 
 MANIFEST, COMPLETE = "MANIFEST.json", "COMPLETE"
@@ -31,9 +33,9 @@ _log = logging.getLogger(__name__)
 class CheckpointFolders:
     """The checkpoints of one run, newest first; methods that change files are for rank 0."""
 
-    def __init__(self, root: Path, *, keep_last: int = 1) -> None:
+    def __init__(self, root: Path, retention: CheckpointConfig | None = None) -> None:
         self.root = root
-        self._keep_last = keep_last
+        self._retention = retention or CheckpointConfig()
 
     def writing(self, step: int) -> Path:
         """Where the files of a checkpoint are written before it counts."""
@@ -50,10 +52,16 @@ class CheckpointFolders:
         source, target = self.writing(step), self.root / _name(step)
         _seal(source)
         source.rename(target)
-        _link_latest(self.root, target.name)
+        _link(self.root, "latest", target.name)
+        best = self._best()
+        if best is not None:
+            _link(self.root, "best", best.name)
         _sync(self.root)
-        for old in list(self._folders())[self._keep_last :]:
-            shutil.rmtree(old)
+        for old in self._superfluous(best):
+            # a name that does not count, first: half a folder must not look damaged
+            doomed = old.with_name(f".writing_{old.name}")
+            old.rename(doomed)
+            shutil.rmtree(doomed)
         return target
 
     def newest_complete(self) -> tuple[Path | None, tuple[str, ...]]:
@@ -86,6 +94,25 @@ class CheckpointFolders:
                 aside = folder.with_name(f"aside_{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
+
+    def _superfluous(self, best: Path | None) -> list[Path]:
+        """What none of the rules of `CheckpointConfig` keeps."""
+        every = self._retention.keep_every_steps
+        return [
+            folder
+            for folder in list(self._folders())[self._retention.keep_last :]
+            if folder != best and not (every and step_of(folder) % every == 0)
+        ]
+
+    def _best(self) -> Path | None:
+        """The checkpoint with the best value of `keep_best`, of equals the newest."""
+        name = self._retention.keep_best
+        if not name:
+            return None
+        sign = 1 if self._retention.best_is == "highest" else -1
+        values = {folder: _metric(folder, name) for folder in self._folders()}
+        known = {folder: value for folder, value in values.items() if value is not None}
+        return max(known, key=lambda folder: sign * known[folder], default=None)
 
     def _folders(self) -> Iterator[Path]:
         yield from sorted(self.root.glob("step_*"), key=step_of, reverse=True)
@@ -183,8 +210,16 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _link_latest(root: Path, name: str) -> None:
-    link = root / ".latest.partial"
+def _metric(folder: Path, name: str) -> float | None:
+    try:
+        return json.loads((folder / "state.json").read_text()).get("metrics", {}).get(name)
+    except (OSError, json.JSONDecodeError):
+        # damage is for `verify` to report; here it only cannot be the best
+        return None
+
+
+def _link(root: Path, link_name: str, name: str) -> None:
+    link = root / f".{link_name}.partial"
     link.unlink(missing_ok=True)
     link.symlink_to(name)
-    link.replace(root / "latest")
+    link.replace(root / link_name)

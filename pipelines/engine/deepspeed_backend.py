@@ -1,35 +1,53 @@
 """DeepSpeed's ZeRO behind the same protocol; the only place that imports it.
 
-What DeepSpeed 0.19 needs to be told, each found by comparing with plain PyTorch:
+What DeepSpeed 0.19 needs to be told, each found by comparing with plain PyTorch, each with a test
+in tests/pipelines/engine/test_zero_findings.py:
 
-- `gradient_clipping` has a default of 1.0, so it is always set;
-- its own Adam is compiled at first use, minutes on a CPU: torch's AdamW is passed in instead;
-- every rank runs the same tasks in a step, and all of them share one backward;
-- a parameter that no loss reached gets a zero gradient, as `FlatGradients` gives it.
+- A  ZeRO-3 never clears its gradients, nor does an offloaded optimizer: `ZeroState.after_step`;
+- B  an offloaded optimizer loses gradients of all micro-batches but the last, unless the
+     accumulation is ours to end (`managed_gradient_accumulation: false`);
+- C  ranks whose losses differ mix up each other's gradients: they are compared before the backward;
+- D  parameters without dimensions, or in another memory format, end the start with a riddle;
+- E  a parameter that no loss reached gets a zero gradient, as `FlatGradients` gives it;
+- F  `gradient_clipping` has a default of 1.0, so it is always set;
+- its own Adam is compiled at first use, minutes on a CPU: torch's AdamW is passed in instead.
 """
 
 import logging
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from pipelines.config import OptimizerConfig
-from pipelines.engine.backend import MOMENTS, TrainedModule
-from pipelines.engine.optim import ParameterGroup, build_optimizer, set_learning_rates
-from pipelines.errors import BackendUnavailable
+from pipelines.config import OptimizerConfig, ParallelConfig
+from pipelines.engine.backend import TrainedModule
+from pipelines.engine.loss_scale import LossScale
+from pipelines.engine.optim import (
+    ParameterGroup,
+    build_optimizer,
+    clip_gradients,
+    named_parameters,
+    set_learning_rates,
+)
+from pipelines.engine.zero_state import ShardedMoments, ShardedWeights, WholeWeights, ZeroState
+from pipelines.errors import BackendUnavailable, ConfigError
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
 from xdecoder.tasks.base import Counts
 
+# values in a bucket of gradients, 256 MiB: DeepSpeed's own choice is 2 GB whatever the model
+_BUCKET_VALUES = 2**26
+
 
 class DeepSpeedBackend:
-    """ZeRO stage 1 or 2: the moments (and gradients) of each parameter live on one rank.
+    """ZeRO of any stage, with the optimizer or all parameters in the host's memory if asked.
 
     State goes in and out as whole tensors per parameter name, so a checkpoint fits any number
-    of ranks, either stage, and the plain backend.
+    of ranks, every stage, and the plain backend.
     """
 
     def __init__(
@@ -38,82 +56,153 @@ class DeepSpeedBackend:
         groups: Sequence[ParameterGroup],
         config: OptimizerConfig,
         *,
-        zero_stage: int,
-        accumulation: int,
+        parallel: ParallelConfig,
         is_cuda: bool,
+        loss_scale: LossScale | None = None,
     ) -> None:
-        self._module = module
-        self._parameters = {
-            name: parameter
-            for group in groups
-            for name, parameter in zip(group.names, group.parameters, strict=True)
-        }
+        self.loss_scale = loss_scale
+        self._stage = parallel.zero_stage
+        self._clip_norm = config.clip_norm
+        self._accumulation = parallel.accumulation
+        self._trained = named_parameters(groups)
+        _prepare_parameters(module.model)
         self._deepspeed = _import_deepspeed(is_cuda=is_cuda)
-        if not torch.distributed.is_initialized():
+        if not dist.is_initialized():
             _be_alone()
         self._deepspeed.init_distributed("nccl" if is_cuda else "gloo")
         # a fused step is one kernel per group on flat partitions either way
         optimizer = build_optimizer(groups, config, is_fused=False)
+        num_values = sum(group.num_values for group in groups)
         self._engine, *_ = self._deepspeed.initialize(
             model=module,
             optimizer=optimizer,
-            config=_settings(config, zero_stage=zero_stage, accumulation=accumulation),
+            config=_settings(config, parallel, num_values=num_values),
         )
+        self._state = self._build_state(module.model)
+        self._set_scale()
 
     def forward(
         self, batches: Sequence[Batch], draws: UniformSource, counts: Counts | None
     ) -> dict[str, Tensor]:
-        return self._engine(batches, draws, counts)
+        terms = self._engine(batches, draws, counts)
+        _require_same_terms(terms)
+        return terms
 
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        self._engine.set_gradient_accumulation_boundary(is_last)
-        self._engine.backward(loss)
-        if not is_last:
-            self._engine.step()
+    def backward(self, loss: Tensor) -> None:
+        if self._stage == 0:
+            # reduced once, in `step`
+            self._engine.set_gradient_accumulation_boundary(False)
+            loss = loss if self.loss_scale is None else loss * self.loss_scale.value
+        self._engine.backward(loss / self._accumulation, scale_wrt_gas=False)
 
     def step(self, learning_rate_factor: float) -> Tensor:
         set_learning_rates(self._engine.optimizer, learning_rate_factor)
-        self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+        norm = self._step_replicated() if self._stage == 0 else self._step_sharded()
+        if self.loss_scale is not None:
+            self.loss_scale.update(is_finite=bool(norm.isfinite()))
+            self._set_scale()
+        return norm
+
+    def pieces(self) -> dict[str, Tensor]:
+        return self._state.pieces()
+
+    def whole(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._state.whole(pieces)
+
+    def split(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._state.split(whole)
+
+    def model_state(self) -> dict[str, Tensor]:
+        return self._state.model_state()
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        _link_moments(self._engine.optimizer)
-        read = self._deepspeed.utils.safe_get_full_optimizer_state
-        return {
-            f"{moment}/{name}": read(parameter, moment).detach().cpu()
-            for name, parameter in self._parameters.items()
-            for moment in MOMENTS
-        }
+        return self._state.moments()
 
     @torch.no_grad()
     def load_state(
         self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], step: int
     ) -> None:
-        self._module.model.load_state_dict(model)
-        zero = self._engine.optimizer
-        zero.refresh_fp32_params()
-        if not optimizer:
-            return
-        for partition in zero.single_partition_of_fp32_groups:
-            zero.optimizer.state[partition] = {
-                "step": torch.tensor(float(step)),
-                **{moment: torch.zeros_like(partition) for moment in MOMENTS},
-            }
-        _link_moments(zero)
-        write = self._deepspeed.utils.safe_set_full_optimizer_state
-        for name, parameter in self._parameters.items():
-            for moment in MOMENTS:
-                write(parameter, optimizer[f"{moment}/{name}"].to(parameter.device), moment)
+        self._state.load(model, optimizer, step)
+        # the scale was loaded before this, if there is one
+        self._set_scale()
+
+    def _build_state(self, model: nn.Module) -> ZeroState:
+        if self._stage == 3:
+            gathered = self._deepspeed.zero.GatheredParameters
+            return ShardedWeights(self._engine, model, self._trained, gathered)
+        kind = WholeWeights if self._stage == 0 else ShardedMoments
+        return kind(self._engine, model, self._trained)
+
+    def _set_scale(self) -> None:
+        if self._stage and self.loss_scale is not None:
+            self._engine.optimizer.loss_scale = self.loss_scale.value
+
+    def _step_sharded(self) -> Tensor:
+        self._engine.step()
+        self._state.after_step()
+        # infinite where DeepSpeed found gradients that are not finite and left the step out
+        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+
+    @torch.no_grad()
+    def _step_replicated(self) -> Tensor:
+        """Stage 0 has neither a norm to tell nor a check of it: both are done here."""
+        for parameter in self._trained.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._engine.set_gradient_accumulation_boundary(True)
+        self._engine.allreduce_gradients()
+        gradients = [value.grad for value in self._trained.values() if value.grad is not None]
+        if self.loss_scale is not None:
+            torch._foreach_div_(gradients, self.loss_scale.value)
+        norm = clip_gradients(gradients, self._clip_norm)
+        if norm.isfinite():
+            self._engine.optimizer.step()
+        self._engine.zero_grad()
+        return norm
 
 
-def _link_moments(zero: Any) -> None:
-    """Tell every parameter where its moments are.
+def _prepare_parameters(model: nn.Module) -> None:
+    """Lay out parameters as DeepSpeed reads them.
 
-    DeepSpeed does so once, after the step of the first parameter group, when the other groups
-    have no moments yet.
+    Raises:
+        ConfigError: a parameter has no dimensions, which DeepSpeed cannot flatten.
     """
-    zero._hp_optimizer_states_linked = False
-    zero._lazy_init_hp_params_optimizer_state()
+    scalars = [name for name, value in model.named_parameters() if value.ndim == 0]
+    if scalars:
+        raise ConfigError(
+            "parallel.backend=deepspeed needs parameters of at least one dimension; "
+            f"{', '.join(scalars)} has none. Give it the shape [1], or set parallel.backend=torch."
+        )
+    for parameter in model.parameters():
+        # DeepSpeed refuses channels_last; the values stay the same
+        parameter.data = parameter.data.contiguous()
+
+
+def _require_same_terms(terms: Mapping[str, Tensor]) -> None:
+    """Return if every rank has the same loss terms in the same order.
+
+    Ranks that use other parameters send their gradients in another order, and ZeRO adds what
+    does not belong together without noticing.
+
+    Raises:
+        ConfigError: naming what only some ranks have; on every rank.
+    """
+    if dist.get_world_size() == 1:
+        return
+    own = zlib.crc32("|".join(terms).encode())
+    extremes = torch.tensor([own, -own], device=next(iter(terms.values())).device)
+    dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    if extremes[0] == -extremes[1]:
+        return
+    names: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(names, list(terms))
+    everywhere = set.intersection(*(set(rank) for rank in names))
+    some = sorted(set().union(*names) - everywhere) or ["an other order of the same terms"]
+    raise ConfigError(
+        "parallel.backend=deepspeed needs the same loss terms on every rank in every step; only "
+        f"some ranks have {', '.join(some)}. Give every rank the same tasks, or set "
+        "parallel.backend=torch."
+    )
 
 
 def _import_deepspeed(*, is_cuda: bool) -> Any:
@@ -141,13 +230,27 @@ def _be_alone() -> None:
     os.environ["MASTER_PORT"] = "0"
 
 
-def _settings(config: OptimizerConfig, *, zero_stage: int, accumulation: int) -> dict[str, object]:
+def _settings(
+    config: OptimizerConfig, parallel: ParallelConfig, *, num_values: int
+) -> dict[str, object]:
+    bucket = min(num_values, _BUCKET_VALUES)
+    zero: dict[str, object] = {
+        "stage": parallel.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_param_persistence_threshold": parallel.keep_whole_below,
+    }
+    if parallel.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if parallel.offload == "parameters":
+        zero["offload_param"] = {"device": "cpu"}
     return {
         # the size of a batch is ours to know; DeepSpeed only multiplies it for its own log
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": accumulation,
+        "gradient_accumulation_steps": parallel.accumulation,
+        "managed_gradient_accumulation": parallel.zero_stage == 0,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

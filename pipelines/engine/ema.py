@@ -3,28 +3,29 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Ema:
-    """The average of a model's parameters over steps, in float32, beside the model.
+    """The average over steps of named weights, in float32, beside them.
 
-    The decay grows from 0 towards its value, as (1 + step) / (10 + step), so that the random
-    weights of the first steps are forgotten. Source: tf.train.ExponentialMovingAverage.
+    The weights are the pieces that one rank keeps (`Backend.pieces`), so that under ZeRO-3 the
+    average is sharded as they are. The decay grows from 0 towards its value, as
+    (1 + step) / (10 + step), so that the random weights of the first steps are forgotten.
+    Source: tf.train.ExponentialMovingAverage.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], *, decay: float) -> None:
         self.decay = decay
         self.weights: dict[str, Tensor] = {
-            name: parameter.detach().clone().float() for name, parameter in model.named_parameters()
+            name: value.detach().clone().float() for name, value in weights.items()
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the weights that the model has after its step number `step`, from 1."""
+    def update(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Move towards the weights as they are after step number `step`, from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        named = dict(model.named_parameters())
-        current = [named[name].float() for name in self.weights]
+        current = [weights[name].float() for name in self.weights]
         torch._foreach_lerp_(list(self.weights.values()), current, 1 - decay)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:

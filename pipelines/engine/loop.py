@@ -23,7 +23,7 @@ from pipelines.engine.checkpoint import Checkpointer
 from pipelines.engine.distributed import Group
 from pipelines.engine.machine import memory_gib, to_device
 from pipelines.engine.progress import ProgressLine
-from pipelines.engine.recorder import Recorder, StepRecord
+from pipelines.engine.recorder import Recorder, Row, StepRecord
 from pipelines.engine.schedule import learning_rate_factor
 from pipelines.engine.signals import StopFlag
 from pipelines.engine.state import TrainState
@@ -81,9 +81,12 @@ def train(
             is_drawing = _is_due(state.step, config.tracking.panels_every)
             # rows go first: they refuse a non-finite loss, and a checkpoint implies its rows
             if is_saving or is_drawing or _is_due(state.step, config.tracking.log_every):
-                _report(recorder, progress, around)
+                row = _report(recorder, progress, around)
             if is_saving:
-                _save(state, around)
+                around.checkpointer.save(state, metrics=row)
+            if is_last:
+                around.checkpointer.finish()
+            _tell_saved(around)
             if is_drawing:
                 _draw(state, batches, around)
             if is_stopping:
@@ -107,7 +110,7 @@ def train_step(
     for index, batches in enumerate(on_device):
         draws = Draws(config.seed, state.step * num_micro + index, rank)
         terms = state.backend.forward(batches, draws, counts)
-        state.backend.backward(sum_of(terms), is_last=index == num_micro - 1)
+        state.backend.backward(sum_of(terms))
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach() / num_micro
 
@@ -115,7 +118,7 @@ def train_step(
     gradient_norm = state.backend.step(factor)
     state.step += 1
     if state.ema is not None:
-        state.ema.update(state.model, state.step)
+        state.ema.update(state.backend.pieces(), state.step)
     record = StepRecord(
         step=state.step,
         keys=tuple(key for batches in on_device for batch in batches for key in batch.keys),
@@ -147,15 +150,17 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _report(recorder: Recorder, progress: ProgressLine, around: Surroundings) -> None:
+def _report(recorder: Recorder, progress: ProgressLine, around: Surroundings) -> Row:
+    """The row of the last step, after all new ones were shown and tracked."""
     rows = recorder.rows()
     if not rows:
-        return
+        return {}
     memory = memory_gib(around.device)
     rows[-1]["memory_gib"] = memory
     progress.show(rows[-1], memory_gib=memory)
     for tracker in around.trackers:
         tracker.log_rows(rows)
+    return rows[-1]
 
 
 def _wants_to_stop(around: Surroundings) -> bool:
@@ -167,15 +172,14 @@ def _wants_to_stop(around: Surroundings) -> bool:
     return around.stop.is_set
 
 
-def _save(state: TrainState, around: Surroundings) -> None:
-    began = time.perf_counter()
-    folder = around.checkpointer.save(state)
-    seconds = round(time.perf_counter() - began, 3)
-    if around.wall_time is not None:
-        around.wall_time.saw_save(seconds)
-    if around.events is not None:
-        facts = {"step": state.step, "folder": folder.name, "seconds": seconds}
-        around.events.write("checkpoint", facts)
+def _tell_saved(around: Surroundings) -> None:
+    """Write down the checkpoints that became complete; they are written beside the training."""
+    for saved in around.checkpointer.completed():
+        if around.wall_time is not None:
+            around.wall_time.saw_save(saved.seconds)
+        if around.events is not None:
+            facts = {"step": saved.step, "folder": saved.folder.name, "seconds": saved.seconds}
+            around.events.write("checkpoint", facts)
 
 
 def _stopped(state: TrainState, around: Surroundings) -> ExitCode:

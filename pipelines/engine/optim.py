@@ -5,7 +5,7 @@ for the weight matrices of linear, convolution and attention layers alone. Norms
 tables (embeddings, queries, scales) are not pulled towards zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,10 @@ from pipelines.config import OptimizerConfig
 from pipelines.errors import ConfigError
 
 _MATRIX_OWNERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.Bilinear)
+# what AdamW keeps for every parameter, besides the number of steps
+MOMENTS = ("exp_avg", "exp_avg_sq")
+# of all parameters, in a state of moments: how often the optimizer stepped
+STEP = "step"
 # one float32 sum over four million values was off by 2e-4 on a CPU; a norm of norms is not
 _NORM_PIECE = 2**14
 _PARTS = {"backbone": ("backbone",), "text": ("text", "text_encoder")}
@@ -97,6 +101,51 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["base_lr"] * factor
 
 
+def named_parameters(groups: Sequence[ParameterGroup]) -> dict[str, nn.Parameter]:
+    """The trained parameters by name, in the order of the groups."""
+    return {
+        name: parameter
+        for group in groups
+        for name, parameter in zip(group.names, group.parameters, strict=True)
+    }
+
+
+def read_moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """Moments by `moment/parameter name`, and `step`; nothing before the first step."""
+    first = next(iter(parameters.values()))
+    if first not in optimizer.state:
+        return {}
+    step = optimizer.state[first]["step"].reshape(1)
+    moments = {
+        f"{moment}/{name}": optimizer.state[parameter][moment]
+        for name, parameter in parameters.items()
+        for moment in MOMENTS
+    }
+    return {STEP: step, **moments}
+
+
+def write_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    moments: Mapping[str, Tensor],
+    step: int,
+) -> None:
+    """Put copies of moments into an optimizer; `step` counts where they have no `step`."""
+    if not moments:
+        return
+    num_steps = float(moments[STEP]) if STEP in moments else float(step)
+    for name, parameter in parameters.items():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(num_steps, device=parameter.device),
+            **{
+                moment: moments[f"{moment}/{name}"].to(parameter.device, copy=True)
+                for moment in MOMENTS
+            },
+        }
+
+
 def group_table(groups: Sequence[ParameterGroup], model: nn.Module) -> Table:
     """Parameter counts, learning rate and decay of each optimizer group, and what is frozen."""
     table = Table(title="parameters")
@@ -136,9 +185,20 @@ class FlatGradients:
 
     def clip(self, max_norm: float) -> Tensor:
         """The norm of all gradients before they were scaled down to at most `max_norm`."""
-        norm = torch.stack(torch._foreach_norm(self._pieces)).norm()
+        norm = _norm(self._pieces)
         self.buffer.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
+
+
+def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
+    """The norm of separate gradients before they were scaled down as `FlatGradients.clip` does."""
+    norm = _norm([piece for value in gradients for piece in value.flatten().split(_NORM_PIECE)])
+    torch._foreach_mul_(list(gradients), (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _norm(pieces: Sequence[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(pieces)).norm()
 
 
 def _part_of(name: str) -> str:

@@ -22,6 +22,7 @@ from pipelines.engine.ema import Ema
 from pipelines.engine.generators import seed_generators
 from pipelines.engine.leaving import prepare_leaving
 from pipelines.engine.loop import DrawPanels, Stream, Surroundings, train
+from pipelines.engine.loss_scale import build_loss_scale
 from pipelines.engine.machine import describe, prepare_process
 from pipelines.engine.optim import ParameterGroup, group_table, parameter_groups
 from pipelines.engine.run_folder import prepare_folder
@@ -112,7 +113,7 @@ def _build_state(
         Console().print(group_table(groups, losses.model))
     backend = build_backend(losses, groups, config, group=group, device=device)
     decay = config.optimizer.ema_decay
-    ema = Ema(losses.model, decay=decay) if decay else None
+    ema = Ema(backend.pieces(), decay=decay) if decay else None
     return TrainState(model=losses.model, backend=backend, ema=ema), losses
 
 
@@ -125,6 +126,7 @@ def _train_and_tell(
         _tell(around.events, "failed", {"step": state.step, "error": str(error)})
         raise
     finally:
+        around.checkpointer.settle()
         for tracker in around.trackers:
             tracker.finish()
     if code == ExitCode.FINISHED:
@@ -142,7 +144,8 @@ def build_backend(
 ) -> Backend:
     """What runs the steps, as `parallel` says."""
     parallel = config.parallel
-    module = TrainedModule(losses, is_bfloat16=parallel.precision == "bf16")
+    module = TrainedModule(losses, precision=parallel.precision)
+    loss_scale = build_loss_scale(parallel)
     if parallel.backend == "deepspeed":
         # the import takes seconds, which only this choice pays
         from pipelines.engine.deepspeed_backend import DeepSpeedBackend
@@ -151,16 +154,17 @@ def build_backend(
             module,
             groups,
             config.optimizer,
-            zero_stage=parallel.zero_stage,
-            accumulation=parallel.accumulation,
+            parallel=parallel,
             is_cuda=device.type == "cuda",
+            loss_scale=loss_scale,
         )
     return TorchBackend(
         module,
         groups,
         config.optimizer,
-        world_size=group.place.world_size,
+        place=group.place,
         accumulation=parallel.accumulation,
+        loss_scale=loss_scale,
     )
 
 

@@ -7,12 +7,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.config import OptimizerConfig
-from pipelines.engine.backend import MOMENTS, TrainedModule
+from pipelines.engine.backend import TrainedModule, copy_to_host
+from pipelines.engine.distributed import ProcessPlace
+from pipelines.engine.loss_scale import LossScale
 from pipelines.engine.optim import (
     FlatGradients,
     ParameterGroup,
     build_optimizer,
+    named_parameters,
+    read_moments,
     set_learning_rates,
+    write_moments,
 )
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
@@ -33,18 +38,19 @@ class TorchBackend:
         groups: Sequence[ParameterGroup],
         config: OptimizerConfig,
         *,
-        world_size: int,
+        place: ProcessPlace,
         accumulation: int,
+        loss_scale: LossScale | None = None,
     ) -> None:
+        self.loss_scale = loss_scale
         self._module = module
-        self._names = [name for group in groups for name in group.names]
-        self._parameters = [parameter for group in groups for parameter in group.parameters]
-        if world_size > 1:
+        self._trained = named_parameters(groups)
+        if place.world_size > 1:
             _copy_from_main(module)
-        self._gradients = FlatGradients(self._parameters)
+        self._gradients = FlatGradients(list(self._trained.values()))
         self._optimizer = build_optimizer(groups, config)
         self._clip_norm = config.clip_norm
-        self._world_size = world_size
+        self._place = place
         self._accumulation = accumulation
 
     def forward(
@@ -52,44 +58,48 @@ class TorchBackend:
     ) -> dict[str, Tensor]:
         return self._module(batches, draws, counts)
 
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        (loss / self._accumulation).backward()
+    def backward(self, loss: Tensor) -> None:
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.value
+        (loss * (scale / self._accumulation)).backward()
 
     @torch.no_grad()
     def step(self, learning_rate_factor: float) -> Tensor:
-        if self._world_size > 1:
+        if self._place.world_size > 1:
             dist.all_reduce(self._gradients.buffer)
-            self._gradients.buffer.div_(self._world_size)
+            self._gradients.buffer.div_(self._place.world_size)
+        if self.loss_scale is not None:
+            self._gradients.buffer.div_(self.loss_scale.value)
         norm = self._gradients.clip(self._clip_norm)
         set_learning_rates(self._optimizer, learning_rate_factor)
+        # the fused kernel reads this on the device and leaves everything as it is
+        self._optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self._optimizer.step()
         self._gradients.buffer.zero_()
+        if self.loss_scale is not None:
+            self.loss_scale.update(is_finite=bool(norm.isfinite()))
         return norm
 
+    def pieces(self) -> dict[str, Tensor]:
+        return dict(self._module.model.named_parameters())
+
+    def whole(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return copy_to_host(pieces) if self._place.is_main else {}
+
+    def split(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(whole)
+
+    def model_state(self) -> dict[str, Tensor]:
+        return self.whole(self._module.model.state_dict(keep_vars=True))
+
     def optimizer_state(self) -> dict[str, Tensor]:
-        state = self._optimizer.state
-        return {
-            f"{moment}/{name}": state[parameter][moment].detach().cpu()
-            for name, parameter in zip(self._names, self._parameters, strict=True)
-            for moment in MOMENTS
-            if parameter in state
-        }
+        return self.whole(read_moments(self._optimizer, self._trained))
 
     @torch.no_grad()
     def load_state(
         self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], step: int
     ) -> None:
         self._module.model.load_state_dict(model)
-        for name, parameter in zip(self._names, self._parameters, strict=True):
-            if f"{MOMENTS[0]}/{name}" not in optimizer:
-                continue
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=parameter.device),
-                **{
-                    moment: optimizer[f"{moment}/{name}"].to(parameter.device, copy=True)
-                    for moment in MOMENTS
-                },
-            }
+        write_moments(self._optimizer, self._trained, optimizer, step)
 
 
 @torch.no_grad()

@@ -40,12 +40,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunConfig, Tr
     groups = parameter_groups(losses.model, config.optimizer)
     backend = build_backend(losses, groups, config, group=group, device=torch.device("cpu"))
     backend.step(1.0)
-    state = TrainState(model=losses.model, backend=backend, ema=Ema(losses.model, decay=0.9))
+    state = TrainState(model=losses.model, backend=backend, ema=Ema(backend.pieces(), decay=0.9))
     assert state.ema is not None
     for average in state.ema.weights.values():
         average.fill_(0.25)
     state.step = 7
-    Checkpointer(folder / "checkpoints", config=config, group=group).save(state)
+    checkpointer = Checkpointer(folder / "checkpoints", config=config, group=group)
+    checkpointer.save(state)
+    checkpointer.finish()
     return folder, config, state
 
 

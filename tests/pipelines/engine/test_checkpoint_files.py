@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.config import CheckpointConfig
 from pipelines.engine.checkpoint_files import (
     CheckpointFolders,
     read_tensors,
@@ -25,7 +26,7 @@ def save(folders: CheckpointFolders, step: int) -> Path:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> CheckpointFolders:
-    return CheckpointFolders(tmp_path / "checkpoints", keep_last=2)
+    return CheckpointFolders(tmp_path / "checkpoints", CheckpointConfig(keep_last=2))
 
 
 def test_committed_folder_is_complete_and_latest(folders: CheckpointFolders) -> None:
