@@ -20,8 +20,22 @@ _PIXELS = "sem_seg_head.pixel_decoder."
 _PREDICTOR = "sem_seg_head.predictor."
 
 
+class Used(dict):
+    """A file that knows which of its tensors were asked for."""
+
+    def __init__(self, tensors):
+        super().__init__(tensors)
+        self.used = set()
+
+    def __getitem__(self, key):
+        self.used.add(key)
+        return super().__getitem__(key)
+
+
 @dataclass(frozen=True)
 class Recording:
+    """One variant's folder."""
+
     folder: Path
 
     @cached_property
@@ -42,11 +56,11 @@ class Recording:
 
     @cached_property
     def eval(self):
-        return load_file(self.folder / "eval.safetensors")
+        return Used(load_file(self.folder / "eval.safetensors"))
 
     @cached_property
     def train(self):
-        return load_file(self.folder / "train.safetensors")
+        return Used(load_file(self.folder / "train.safetensors"))
 
     @cached_property
     def conversion(self):
@@ -55,9 +69,7 @@ class Recording:
     @cached_property
     def ours_of(self):
         """Our name of each of their weights."""
-        return {
-            theirs: ours for theirs, ours, change in self.conversion.report if change != "drop"
-        }
+        return {theirs: ours for theirs, ours, change in self.conversion.report if change != "drop"}
 
     def model(self):
         config = self._config()
