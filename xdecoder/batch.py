@@ -1,5 +1,6 @@
 """What the data layer hands to a task: images, and what is known about them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Float, Int
@@ -19,6 +20,11 @@ class Vocabulary:
                 f"Vocabulary: is_thing must have one entry per name ({len(self.names)}); "
                 f"got {len(self.is_thing)}."
             )
+
+    @classmethod
+    def of(cls, *names: str, stuff: Sequence[str] = ()) -> "Vocabulary":
+        """Names of things, but for those that `stuff` repeats."""
+        return cls(names=names, is_thing=tuple(name not in stuff for name in names))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,26 @@ class SegmentationBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoxTargets:
+    """The annotated boxes of one image, in pixels of its batch; ends lie past the last pixel."""
+
+    boxes_xyxy_px: Float[Tensor, "m 4"]
+    class_ids: Int[Tensor, " m"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionBatch:
+    """Images with boxes but no masks; RGB 0..255, padded right and bottom with zeros."""
+
+    keys: tuple[str, ...]
+    images: Float[Tensor, "b 3 h w"]
+    valid_sizes_hw: tuple[tuple[int, int], ...]
+    vocabulary: Vocabulary
+    boxes: tuple[BoxTargets, ...]
+    task: str = "detection"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextBatch:
     """Images with one caption each; RGB 0..255, padded right and bottom with zeros."""
 
@@ -65,4 +91,4 @@ class ImageTextBatch:
     task: str = "image_text"
 
 
-Batch = SegmentationBatch | ImageTextBatch
+Batch = SegmentationBatch | DetectionBatch | ImageTextBatch

@@ -29,19 +29,31 @@ def logit(x01: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return (x01.clamp(min=LOGIT_EPS) / (1 - x01).clamp(min=LOGIT_EPS)).log()
 
 
+def intersection_over_union(
+    first_xyxy: Float[Tensor, "*#n 4"], second_xyxy: Float[Tensor, "*#n 4"]
+) -> Float[Tensor, "*n"]:
+    """Shared area over the area of both; 0 where both are empty."""
+    shared, union = _shared_and_union(first_xyxy, second_xyxy)
+    return shared / (union + GIOU_EPS)
+
+
 def generalised_iou(
     first_xyxy: Float[Tensor, "*#n 4"], second_xyxy: Float[Tensor, "*#n 4"]
 ) -> Float[Tensor, "*n"]:
     """IoU less the share of the enclosing box that neither fills; in -1..1."""
-    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (first_xyxy, second_xyxy)]
-    low = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
-    high = torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    union = areas[0] + areas[1] - shared
+    shared, union = _shared_and_union(first_xyxy, second_xyxy)
     low = torch.minimum(first_xyxy[..., :2], second_xyxy[..., :2])
     high = torch.maximum(first_xyxy[..., 2:], second_xyxy[..., 2:])
     around = (high - low).clamp(min=0).prod(-1)
     return shared / (union + GIOU_EPS) - (around - union) / (around + GIOU_EPS)
+
+
+def _shared_and_union(first_xyxy: Tensor, second_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    areas = [(box[..., 2:] - box[..., :2]).prod(-1) for box in (first_xyxy, second_xyxy)]
+    low = torch.maximum(first_xyxy[..., :2], second_xyxy[..., :2])
+    high = torch.minimum(first_xyxy[..., 2:], second_xyxy[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    return shared, areas[0] + areas[1] - shared
 
 
 def sine_boxes(boxes_cxcywh01: Float[Tensor, "*n 4"], dim: int) -> Float[Tensor, "*n twice"]:

@@ -107,11 +107,31 @@ class DenoisingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AssistanceConfig:
+    """Masks that the model decodes for boxes without masks, and then learns from.
+
+    minimum_iou: of the decoded mask's box and the given one; minimum_score: of the given name.
+    """
+
+    is_on: bool = True
+    minimum_iou: float = 0.7
+    minimum_score: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.minimum_iou <= 1 or not 0 <= self.minimum_score <= 1:
+            raise ConfigError(
+                "losses.assistance.minimum_iou and minimum_score must be in 0..1; "
+                f"got {self.minimum_iou} and {self.minimum_score}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class BoxLossConfig:
     """Weights of the terms of every prediction; matching costs weigh the same.
 
     splits_stuff: things are matched with the queries that come from the image, stuff with the
-    learned ones; needs `num_background`. max_targets: images with more skip denoising.
+    learned ones, where the model has any. learns_conditioned_masks: disturbed targets are also
+    decoded into their masks, where masks are known.
     """
 
     label: float = 4.0
@@ -120,7 +140,10 @@ class BoxLossConfig:
     box: float = 5.0
     giou: float = 2.0
     points: PointSampling = field(default_factory=PointSampling)
+    splits_stuff: bool = True
+    learns_conditioned_masks: bool = True
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
+    assistance: AssistanceConfig = field(default_factory=AssistanceConfig)
 
 
 def released(

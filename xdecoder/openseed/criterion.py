@@ -4,7 +4,7 @@ Source: IDEA-Research/OpenSeeD, openseed/modules/criterion.py and matcher.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -128,6 +128,8 @@ def _restored(
     logits = prediction.class_logits[pairs.image_index, pairs.query_index]  # [N, K]
     label = _one_hot_focal(logits, targets.class_ids[pairs.target]).mean(1).sum()
     label = label * conditions.count
+    if not config.learns_conditioned_masks:
+        targets = replace(targets, masks=None, has_mask=None)
     return Named(name, _pair_terms(label, output, prediction, pairs, targets, draws, config), pairs)
 
 

@@ -1,0 +1,85 @@
+"""Boxes and names in, masks out: what detection data lacks, decoded by the model itself.
+
+The released program has neither part. Conditioned mask decoding: a target's name and box, as a
+query, are decoded into its mask; it is learnt where masks are known. Online mask assistance: the
+masks decoded so for boxes without masks supervise, as far as they fit.
+Source: arXiv 2303.08131, sections 3.3 and 3.4; the two measures of fitness are ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from xdecoder.openseed.boxes import intersection_over_union, xyxy
+from xdecoder.openseed.config import AssistanceConfig
+from xdecoder.openseed.denoising import conditions
+from xdecoder.openseed.model import OpenSeeD
+from xdecoder.openseed.targets import BoxedTargets
+from xdecoder.pixel_decoder import Pyramid
+from xdecoder.postprocess import boxes_from_masks
+
+
+class ConditionedMasks(NamedTuple):
+    """Masks of given boxes, image after image: logits at stride 4, and how well the name fits."""
+
+    mask_logits: Float[Tensor, "m h4 w4"]
+    scores: Float[Tensor, " m"]
+
+
+def conditioned_masks(
+    model: OpenSeeD,
+    pyramid: Pyramid,
+    class_embeddings: Float[Tensor, "k d"],
+    class_ids: Sequence[Int[Tensor, " _m"]],
+    boxes_cxcywh01: Sequence[Float[Tensor, "_m 4"]],
+) -> ConditionedMasks:
+    """The masks that the model gives to named boxes, which are shares of the padded image."""
+    given = conditions(class_ids, boxes_cxcywh01, num_groups=1)
+    features = pyramid.mask_features
+    if not given.count:
+        return ConditionedMasks(features.new_zeros(0, *features.shape[2:]), features.new_zeros(0))
+    output = model.decode(pyramid, class_embeddings, conditions=given)
+    last = output.denoised[-1]
+    rows = (given.image_index, given.place)
+    embeddings = last.mask_embeddings[rows].split([len(ids) for ids in class_ids])
+    masks = [
+        torch.einsum("mc,chw->mhw", image_rows, map_)
+        for image_rows, map_ in zip(embeddings, features, strict=True)
+    ]
+    own = torch.cat(list(class_ids))
+    scores = last.class_logits[rows].sigmoid().gather(1, own[:, None])[:, 0]
+    return ConditionedMasks(torch.cat(masks), scores)
+
+
+@torch.no_grad()
+def assisted(
+    model: OpenSeeD,
+    pyramid: Pyramid,
+    class_embeddings: Float[Tensor, "k d"],
+    targets: BoxedTargets,
+    config: AssistanceConfig,
+    canvas_hw: tuple[int, int],
+) -> BoxedTargets:
+    """The targets with the masks that the model decodes for them, where these are good enough.
+
+    A mask counts if its own box fits the given one and the name fits the query.
+    """
+    found = conditioned_masks(
+        model,
+        pyramid,
+        class_embeddings,
+        targets.per_image(targets.class_ids),
+        targets.per_image(targets.boxes_cxcywh01),
+    )
+    logits = F.interpolate(found.mask_logits[None].float(), size=canvas_hw, mode="bilinear")[0]
+    masks: Bool[Tensor, "m h w"] = logits > 0
+    height, width = canvas_hw
+    size_px = targets.boxes_cxcywh01.new_tensor([width, height, width, height])
+    fit = intersection_over_union(boxes_from_masks(masks) / size_px, xyxy(targets.boxes_cxcywh01))
+    is_good = (fit >= config.minimum_iou) & (found.scores >= config.minimum_score)
+    return replace(targets, masks=masks, has_mask=is_good)
