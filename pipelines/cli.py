@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pipelines.config import RunConfig
 from pipelines.errors import ExitCode, PipelineError
+from pipelines.families import with_classes_of_data
 from pipelines.overrides import override, to_json
 from pipelines.recipes import RECIPES
 from xdecoder.config import ConfigError as ModelConfigError
@@ -94,7 +95,7 @@ def config_of(options: argparse.Namespace) -> RunConfig:
         ConfigError: an assignment or a rule between values is violated.
     """
     recipe = RECIPES[options.recipe]()
-    config = override(recipe, assignments_of(options))
+    config = with_classes_of_data(override(recipe, assignments_of(options)))
     return _smoke(config) if options.smoke else config
 
 

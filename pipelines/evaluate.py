@@ -24,7 +24,7 @@ from pipelines.evaluation.options import EvaluationOptions, options_of_run
 from pipelines.evaluation.provenance import checkpoint_facts, config_hash
 from pipelines.evaluation.run import STAGES, evaluate
 from pipelines.evaluation.table import rich_table
-from xdecoder.model import XDecoder
+from pipelines.families import TrainedModel
 
 _log = logging.getLogger(__name__)
 # on the split with pairs that training never shows
@@ -104,7 +104,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _zero_shot(
-    model: XDecoder, root: Path, options: argparse.Namespace, settings: EvaluationOptions
+    model: TrainedModel, root: Path, options: argparse.Namespace, settings: EvaluationOptions
 ) -> dict[str, Any]:
     """The metrics of the zero-shot split: naming as it is, the others under `zero_shot_...`."""
     stages = [name for name in _ZERO_SHOT_STAGES if name in options.stages]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
-from pipelines.data.shards import Manifest, read_manifest
+from pipelines.data.shards import MANIFEST_NAME, Manifest, read_manifest
 from pipelines.errors import ConfigError
 from xdecoder.build import build_model
 from xdecoder.config import ModelConfig
@@ -55,9 +55,11 @@ def with_classes_of_data(config: RunConfig) -> RunConfig:
     model = config.model
     if not isinstance(model, MaskFormerConfig) or (model.class_names and model.is_thing):
         return config
-    manifests = [read_manifest(Path(folder)) for folder in config.data.segmentation.shards]
-    if not manifests:
+    folders = [Path(folder) for folder in config.data.segmentation.shards]
+    # what is missing is reported where it is read
+    if not folders or not all((folder / MANIFEST_NAME).is_file() for folder in folders):
         return config
+    manifests = [read_manifest(folder) for folder in folders]
     is_thing = _is_thing_of(manifests, config.data.segmentation.shards)
     names = model.class_names or _trained_names(is_thing, config)
     missing = [name for name in names if name not in is_thing]

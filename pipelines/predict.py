@@ -35,11 +35,14 @@ from pipelines.errors import ConfigError, ExitCode
 from pipelines.evaluate import size_hw_of, write_json
 from pipelines.evaluation.images import read_image
 from pipelines.evaluation.instance import encode_mask
-from pipelines.evaluation.model_predictor import ModelPredictor
+from pipelines.evaluation.mask_predictor import check_known
 from pipelines.evaluation.options import options_of_run
 from pipelines.evaluation.panels import found_segments
 from pipelines.evaluation.predictor import ImageArray, Predictor
+from pipelines.evaluation.predictors import predictor_of
 from xdecoder.batch import Vocabulary
+from xdecoder.mask_former.config import MaskFormerConfig
+from xdecoder.mask_former.task import read_class_names
 
 _log = logging.getLogger(__name__)
 Answer = tuple[Image.Image, dict[str, Any]]
@@ -68,11 +71,14 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--text", action="append", default=[], help="a phrase or caption; repeatable"
     )
-    parser.add_argument("--vocabulary", type=_names, help="a,b,c; default: that of training")
+    parser.add_argument(
+        "--vocabulary", type=_names, help="a,b,c, or a file with a name a line; default: training's"
+    )
     parser.add_argument("--stuff", type=_names, default=(), help="names without single objects")
     parser.add_argument("--out", type=Path, required=True, help="folder for PNG and JSON")
     parser.add_argument("--size", type=size_hw_of, metavar="HxW", help="default: as in training")
     parser.add_argument("--object-threshold", type=float, help="of panoptic segments")
+    parser.add_argument("--minimum-score", type=float, help="of instances; default: 0")
     parser.add_argument("--without-ema", action="store_true", help="weights, not their average")
     return parser
 
@@ -89,7 +95,7 @@ def run(options: argparse.Namespace) -> ExitCode:
     vocabulary = Vocabulary(names=(), is_thing=())
     if options.task in _WITH_VOCABULARY:
         vocabulary = vocabulary_of_run(config, options.vocabulary, options.stuff)
-    predictor = ModelPredictor(model, options=_settings(options, config))
+    predictor = predictor_of(model, options=_settings(options, config))
     options.out.mkdir(parents=True, exist_ok=True)
     for path, image in images:
         picture, facts = _ANSWERS[options.task](predictor, image, vocabulary, options.text)
@@ -114,14 +120,13 @@ def vocabulary_of_run(
     A name is stuff if `stuff` says so, or if it was in training.
 
     Raises:
-        ConfigError: no names are given, and the shards of the run are not there any more.
+        ConfigError: no names are given, and the shards of the run are not there any more; or a
+            model with a fixed list of classes does not have one of the names.
     """
-    trained: dict[str, bool] = {}
-    for shards in config.data.segmentation.shards:
-        if (Path(shards) / MANIFEST_NAME).is_file():
-            manifest = read_manifest(Path(shards))
-            trained |= dict(zip(manifest.names, manifest.is_thing, strict=True))
+    trained = _trained_classes(config)
     chosen = tuple(names or trained)
+    if isinstance(config.model, MaskFormerConfig):
+        check_known(tuple(trained), chosen)
     if not chosen:
         raise ConfigError(
             "predict: needs names to look for; got no --vocabulary, and the shards of the run, "
@@ -131,11 +136,26 @@ def vocabulary_of_run(
     return Vocabulary(names=chosen, is_thing=is_thing)
 
 
+def _trained_classes(config: RunConfig) -> dict[str, bool]:
+    """The classes of training, and whether each is a thing, as far as can be known."""
+    model = config.model
+    if isinstance(model, MaskFormerConfig) and model.class_names:
+        is_thing = model.is_thing or (True,) * len(model.class_names)
+        return dict(zip(model.class_names, is_thing, strict=True))
+    trained: dict[str, bool] = {}
+    for shards in config.data.segmentation.shards:
+        if (Path(shards) / MANIFEST_NAME).is_file():
+            manifest = read_manifest(Path(shards))
+            trained |= dict(zip(manifest.names, manifest.is_thing, strict=True))
+    return trained
+
+
 def _settings(options: argparse.Namespace, config: RunConfig) -> Any:
     asked = {
         "size_hw": options.size,
         "text_size_hw": options.size,
         "object_threshold": options.object_threshold,
+        "minimum_score": options.minimum_score,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     return dataclasses.replace(options_of_run(config), **given)
@@ -255,6 +275,11 @@ def _shape(region: np.ndarray) -> dict[str, Any]:
 
 
 def _names(text: str) -> tuple[str, ...]:
+    if Path(text).is_file():
+        try:
+            return read_class_names(Path(text).read_text().splitlines())
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text}: {error}") from error
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

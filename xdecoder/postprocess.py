@@ -7,7 +7,7 @@ Source: MaskFormer.*_inference of facebookresearch/Mask2Former, which X-Decoder 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,18 @@ class Panoptic(NamedTuple):
 
     ids: Int[Tensor, "h w"]
     segments: tuple[PanopticSegment, ...]
+
+
+class Masks(Protocol):
+    """Mask logits at one size: a tensor [Q, H, W], or something that makes each when asked."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __getitem__(self, query: int, /) -> Tensor: ...
 
 
 class Instances(NamedTuple):
@@ -97,7 +109,7 @@ def semantic(
 
 def panoptic(
     class_probs: Float[Tensor, "q k1"],
-    mask_logits: Float[Tensor, "q h w"],
+    mask_logits: Masks,
     *,
     is_thing: Sequence[bool],
     object_threshold: float = 0.8,
@@ -156,9 +168,9 @@ def _grown(segment: PanopticSegment, area: int, score: float) -> PanopticSegment
     )
 
 
-def _owners(scores: Tensor, mask_logits: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _owners(scores: Tensor, mask_logits: Masks, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Winner per pixel (-1 without queries), whether its mask has the pixel, and mask areas."""
-    size_hw = mask_logits.shape[1:]
+    size_hw = tuple(mask_logits.shape[1:])
     best = torch.full(size_hw, -1.0, dtype=mask_logits.dtype, device=mask_logits.device)
     owner = torch.full(size_hw, -1, dtype=torch.long, device=mask_logits.device)
     is_inside = torch.zeros(size_hw, dtype=torch.bool, device=mask_logits.device)
@@ -178,7 +190,7 @@ def _owners(scores: Tensor, mask_logits: Tensor, kept: Tensor) -> tuple[Tensor, 
 
 def instances(
     class_probs: Float[Tensor, "q k1"],
-    mask_logits: Float[Tensor, "q h w"],
+    mask_logits: Masks,
     *,
     top_k: int = 100,
     is_thing: Sequence[bool] | None = None,
@@ -197,15 +209,24 @@ def instances(
     if is_thing is not None:
         is_kept = torch.tensor(list(is_thing), device=class_ids.device)[class_ids]
         scores, queries, class_ids = scores[is_kept], queries[is_kept], class_ids[is_kept]
-    scores = scores * mask_quality(mask_logits)[queries]
+    # each mask is made once, whatever the number of its classes
+    queries, place = queries.unique(return_inverse=True)
+    regions = torch.zeros(len(queries), *mask_logits.shape[1:], dtype=torch.bool)
+    regions = regions.to(mask_logits.device)
+    quality = class_probs.new_zeros(len(queries))
+    for row, query in enumerate(queries.tolist()):
+        logits = mask_logits[query]
+        regions[row] = logits > 0
+        quality[row] = mask_quality(logits[None])[0]
+    scores = scores * quality[place]
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= minimum_score]
-    masks = mask_logits[queries[order]] > 0
+    masks = regions[place[order]]
     return Instances(scores[order], class_ids[order], masks, boxes_from_masks(masks))
 
 
 def mask_quality(mask_logits: Float[Tensor, "q h w"]) -> Float[Tensor, " q"]:
-    """Mean mask probability inside each mask."""
+    """Mean mask probability inside each mask, 0 where it is empty."""
     quality = mask_logits.new_empty(len(mask_logits))
     for query, logits in enumerate(mask_logits):
         inside = logits > 0

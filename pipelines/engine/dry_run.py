@@ -17,9 +17,9 @@ from pipelines.engine.machine import to_device
 from pipelines.engine.optim import ParameterGroup, group_table, parameter_groups
 from pipelines.engine.session import build_losses
 from pipelines.errors import DataError
+from pipelines.families import TrainedModel
 from xdecoder.batch import Batch, SegmentationBatch
 from xdecoder.losses.draws import Draws
-from xdecoder.model import XDecoder
 from xdecoder.tasks import MultiTask
 
 _MIB = 2**20
@@ -74,7 +74,7 @@ def batch_table(config: RunConfig, world_size: int) -> Table:
     return table
 
 
-def shape_table(model: XDecoder, batches: Sequence[Batch]) -> Table:
+def shape_table(model: TrainedModel, batches: Sequence[Batch]) -> Table:
     """The shapes of the first batches and of the features they become."""
     table = Table(title="shapes on rank 0")
     table.add_column("what")

@@ -99,13 +99,14 @@ class ModelPredictor:
             result.mask_logits,
             top_k=options.max_instances,
             is_thing=vocabulary.is_thing,
+            minimum_score=options.minimum_score,
         )
         return FoundSegments(
             segment_ids=panoptic.ids.cpu().numpy().astype(np.int64),
             classes={segment.id: segment.class_id for segment in panoptic.segments},
             scores={segment.id: segment.score for segment in panoptic.segments},
             semantic=semantic.cpu().numpy(),
-            instances=_instances(found),
+            instances=found_instances(found),
         )
 
     def _vocabulary_vectors(self, names: tuple[str, ...]) -> Tensor:
@@ -139,7 +140,8 @@ class ModelPredictor:
         return batch, sizes_hw
 
 
-def _instances(found: postprocess.Instances) -> tuple[FoundInstance, ...]:
+def found_instances(found: postprocess.Instances) -> tuple[FoundInstance, ...]:
+    """Instances as evaluation takes them, without empty ones."""
     kept = found.masks.flatten(1).any(1).tolist()
     return tuple(
         FoundInstance(class_id, score, region)

@@ -1,9 +1,13 @@
 """What a model sees of an image and how its answers are cut, as part of every protocol."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.config import RunConfig
 from pipelines.errors import ConfigError
+from xdecoder.mask_former.config import MaskFormerConfig
+
+# Source: MODEL.MASK_FORMER.TEST of the COCO configs of MaskFormer and Mask2Former
+_CLOSED_OBJECT_THRESHOLD = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +16,9 @@ class EvaluationOptions:
 
     size_hw: images are fitted into it, keeping their shape; text_size_hw: the same for captions
     and retrieval. batch_size: images together. object_threshold, overlap_threshold: of panoptic
-    segments. retrieval_pool: recall is taken over disjoint sets of this many images.
+    segments; keeps_faint_pixels: MaskFormer's rule for them (`postprocess.panoptic`).
+    minimum_score: of instances.
+    retrieval_pool: recall is taken over disjoint sets of this many images.
     with_controls: also score with texts exchanged, which doubles the work for phrases.
     with_java: METEOR, and Stanford's tokenizer.
     """
@@ -22,6 +28,8 @@ class EvaluationOptions:
     batch_size: int = 8
     object_threshold: float = 0.4
     overlap_threshold: float = 0.8
+    keeps_faint_pixels: bool = False
+    minimum_score: float = 0.0
     max_instances: int = 100
     max_caption_tokens: int = 40
     templates: tuple[str, ...] = ("{}.",)
@@ -46,8 +54,15 @@ class EvaluationOptions:
 
 def options_of_run(config: RunConfig) -> EvaluationOptions:
     """The options that fit what a run was trained on: its image sizes."""
-    return EvaluationOptions(
+    options = EvaluationOptions(
         size_hw=config.data.segmentation.size_hw,
         text_size_hw=config.data.image_text.size_hw,
         max_images=config.evaluation.max_images,
+    )
+    if not isinstance(config.model, MaskFormerConfig):
+        return options
+    return replace(
+        options,
+        object_threshold=_CLOSED_OBJECT_THRESHOLD,
+        keeps_faint_pixels=config.model.decoder.kind == "detr",
     )

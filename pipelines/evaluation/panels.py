@@ -21,11 +21,12 @@ from pipelines.drawing import (
     with_strip,
 )
 from pipelines.evaluation.images import read_image
-from pipelines.evaluation.model_predictor import ModelPredictor
+from pipelines.evaluation.mask_predictor import MaskPredictor
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import FoundSegments, ImageArray, Predictor
+from pipelines.evaluation.predictors import predictor_of
+from pipelines.families import TrainedModel
 from xdecoder.batch import Batch, SegmentationBatch, Vocabulary
-from xdecoder.model import XDecoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Example:
 
 
 def make_panels(
-    model: XDecoder,
+    model: TrainedModel,
     root: Path,
     split: str,
     image_ids: Sequence[int],
@@ -52,7 +53,7 @@ def make_panels(
 ) -> Path:
     """The path of a PNG with a row for each image: image, truth, prediction, phrase, caption."""
     found = CocoFolder(root).split(split)
-    predictor = ModelPredictor(model.eval(), options=options)
+    predictor = predictor_of(model.eval(), options=options)
     names = headings or {}
     rows = [
         draw_example(
@@ -78,10 +79,10 @@ class TrainingPanels:
     def __call__(self, step: int, model: nn.Module, batches: Sequence[Batch]) -> dict[str, Path]:
         """Paths of the pictures by name; empty where no batch has segments."""
         found = [batch for batch in batches if isinstance(batch, SegmentationBatch)]
-        if not found or not isinstance(model, XDecoder):
+        if not found or not isinstance(model, TrainedModel):
             return {}
         batch = found[0]
-        predictor = ModelPredictor(model, options=self._options)
+        predictor = predictor_of(model, options=self._options)
         count = min(self._num_images, len(batch.keys))
         rows = [
             draw_example(predictor, _example_of_batch(batch, index), batch.vocabulary)
@@ -96,15 +97,17 @@ class TrainingPanels:
 def draw_example(predictor: Predictor, example: Example, vocabulary: Vocabulary) -> Image.Image:
     """One row of panels for one image."""
     found = predictor.segment([example.image], vocabulary)[0]
+    reads_text = not isinstance(predictor, MaskPredictor)
+    image = enlarged(example.image)
+    if reads_text:
+        image = with_strip(image, predictor.caption([example.image])[0] or "–", kicker="caption")
     pictures = [
-        with_strip(
-            enlarged(example.image), predictor.caption([example.image])[0] or "–", kicker="caption"
-        ),
+        image,
         draw_segments(example.image, example.segments),
         draw_segments(example.image, found_segments(found, vocabulary)),
     ]
     titles = ["image", "truth", "prediction"]
-    if example.phrase:
+    if example.phrase and reads_text:
         region = predictor.refer(example.image, [example.phrase])[0]
         described = draw_region(example.image, region, truth=example.region)
         pictures.append(with_strip(described, example.phrase, kicker="phrase"))

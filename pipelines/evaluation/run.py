@@ -22,15 +22,15 @@ from rich.progress import (
 from pipelines.data.coco import CocoFolder, CocoRecord, CocoSplit
 from pipelines.errors import ConfigError, DataError
 from pipelines.evaluation.images import read_image
-from pipelines.evaluation.model_predictor import ModelPredictor
 from pipelines.evaluation.naming_stage import META_FILE, NamingStage, PairVocabulary
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import ImageArray, Predictor
+from pipelines.evaluation.predictors import predictor_of, stages_of
 from pipelines.evaluation.provenance import file_hashes, protocols, tool_versions
 from pipelines.evaluation.referring_stage import ReferringStage
 from pipelines.evaluation.segmentation_stage import SegmentationStage
 from pipelines.evaluation.text_stages import CaptionStage, RetrievalStage
-from xdecoder.model import XDecoder
+from pipelines.families import TrainedModel
 
 STAGES = ("segmentation", "referring", "captioning", "retrieval", "naming")
 
@@ -75,7 +75,7 @@ class SplitScores:
 
 
 def evaluate(
-    model: XDecoder,
+    model: TrainedModel,
     root: Path,
     split: str,
     *,
@@ -85,13 +85,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Metrics of a model on a split of a COCO-format folder, in percent, with their protocols.
 
-    A metric whose annotations the split lacks is absent. Flat keys are the metrics; "details"
+    A metric whose annotations the split lacks is absent; with all stages asked for, so are those
+    that the model cannot answer. Flat keys are the metrics; "details"
     holds counts and figures by class, "images" figures by image, "ground_truth" hashes.
 
     Raises:
         DataError: files are missing or damaged; the message names them.
     """
-    predictor = ModelPredictor(model.eval(), options=options)
+    predictor = predictor_of(model.eval(), options=options)
+    stages = stages_of(model, STAGES) if tuple(stages) == STAGES else stages
     scores = score_split(predictor, root, split, options=options, stages=stages, is_quiet=is_quiet)
     return report_of(scores, root, options)
 

@@ -35,6 +35,8 @@ def build_mask_former(config: MaskFormerConfig, *, has_initial_weights: bool = T
         pixel_mean=config.backbone.pixel_mean,
         pixel_std=config.backbone.pixel_std,
         size_divisibility=config.size_divisibility,
+        class_names=config.class_names,
+        is_thing=config.is_thing,
     )
 
 

@@ -32,6 +32,7 @@ class MaskFormer(nn.Module):
     """Images in, one prediction per layer out; MaskFormer or Mask2Former by its head.
 
     num_classes: without `no object`, which is the last column of the class logits.
+    class_names, is_thing: what the columns mean; empty where nobody has said so.
     """
 
     def __init__(
@@ -44,6 +45,8 @@ class MaskFormer(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         size_divisibility: int,
+        class_names: Sequence[str] = (),
+        is_thing: Sequence[bool] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -51,6 +54,7 @@ class MaskFormer(nn.Module):
         self.num_classes, self.num_queries = num_classes, num_queries
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.size_divisibility = size_divisibility
+        self.class_names, self.is_thing = tuple(class_names), tuple(is_thing)
 
     def forward(
         self,

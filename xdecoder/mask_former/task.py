@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from xdecoder.batch import SegmentationBatch, SegmentTargets
+from xdecoder.full_size import FullSizeMasks
 from xdecoder.losses.criterion import label_weight
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.world import World
@@ -16,9 +17,7 @@ from xdecoder.mask_former.config import MaskLossConfig
 from xdecoder.mask_former.criterion import mask_losses
 from xdecoder.mask_former.model import MaskFormer
 from xdecoder.mask_former.targets import closed_targets
-from xdecoder.postprocess import resize_masks
 from xdecoder.tasks.base import Counts, divisors, keyed, without_autocast
-from xdecoder.tasks.segmentation import SegmentationResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,24 +85,31 @@ class MaskTask:
             return terms
 
 
+class MaskPrediction(NamedTuple):
+    """Class probabilities (`no object` last) and mask logits of the queries, at the asked size."""
+
+    class_probs: Float[Tensor, "q k1"]
+    masks: FullSizeMasks
+
+
 @torch.no_grad()
 def predict(
     model: MaskFormer, image: Float[Tensor, "3 h w"], out_size_hw: tuple[int, int]
-) -> SegmentationResult:
-    """Class probabilities (`no object` last) and mask logits of one RGB image in 0..255."""
+) -> MaskPrediction:
+    """What the queries of the last prediction see in one RGB image in 0..255."""
     device = next(model.head.parameters()).device
     output = model(image[None].to(device))
     last = output.layers[-1]
     logits = torch.einsum(
         "qc,chw->qhw", last.mask_embeddings[0].float(), output.mask_features[0].float()
     )
-    masks = resize_masks(
+    masks = FullSizeMasks(
         logits,
         canvas_hw=output.canvas_hw,
         valid_hw=(image.shape[1], image.shape[2]),
         out_hw=out_size_hw,
     )
-    return SegmentationResult(last.class_logits[0].float().softmax(-1), masks)
+    return MaskPrediction(last.class_logits[0].float().softmax(-1), masks)
 
 
 def read_class_names(lines: Sequence[str]) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ def test_prediction_has_the_size_that_is_asked_for(kind):
     model = _model(kind).eval()
     found = predict(model, torch.rand(3, 50, 70) * 255, (33, 47))
     assert found.class_probs.shape == (6, 6)
-    assert found.mask_logits.shape == (6, 33, 47)
+    assert found.masks.whole().shape == (6, 33, 47)
     torch.testing.assert_close(found.class_probs.sum(1), torch.ones(6))
 
 

@@ -1,0 +1,23 @@
+"""The predictor of a model, whichever family it is of."""
+
+from collections.abc import Sequence
+
+from pipelines.evaluation.mask_predictor import MaskPredictor
+from pipelines.evaluation.model_predictor import ModelPredictor
+from pipelines.evaluation.options import EvaluationOptions
+from pipelines.families import TrainedModel
+from xdecoder.mask_former.model import MaskFormer
+
+
+def predictor_of(
+    model: TrainedModel, *, options: EvaluationOptions
+) -> ModelPredictor | MaskPredictor:
+    """What evaluation and prediction ask."""
+    if isinstance(model, MaskFormer):
+        return MaskPredictor(model, options=options)
+    return ModelPredictor(model, options=options)
+
+
+def stages_of(model: TrainedModel, every: Sequence[str]) -> list[str]:
+    """Of all stages of an evaluation, those that ask only what the model can answer."""
+    return ["segmentation"] if isinstance(model, MaskFormer) else list(every)
