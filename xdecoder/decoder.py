@@ -1,12 +1,14 @@
 """The decoder: rows look at the image where their masks are, at each other, and predict."""
 
 from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from kernels.masked_xattn import MaskBits, mask_bits, resize_mask_features
+from kernels.masked_xattn import MaskBits, mask_bits, pack_mask_bits, resize_mask_features
 from kernels.masked_xattn.api import ResizeMode
 from xdecoder.heads import PredictionHeads
 from xdecoder.layers import FeedForward, MaskedCrossAttention, SelfAttention, shrink, sine_positions
@@ -35,21 +37,54 @@ class MaskedLayer(nn.Module):
         sees_rows: Bool[Tensor, "#b 1 r r"] | None,
         layout: QueryLayout,
     ) -> Float[Tensor, "b r c"]:
-        looking = states[:, layout.cross_rows]
-        query = looking + positions[:, layout.cross_rows]
-        seen = self.cross_attention(query, level.memory, level.positions, sees_pixels)
-        looking = self.cross_norm(looking + seen)
-        states = torch.cat([looking, states[:, layout.phrase_tokens]], dim=1)  # [B, R, C]
-        states = self.self_norm(states + self.self_attention(states, positions, sees_rows))
+        looked = self.look(
+            states[:, layout.cross_rows], positions[:, layout.cross_rows], level, sees_pixels
+        )
+        states = torch.cat([looked, states[:, layout.phrase_tokens]], dim=1)  # [B, R, C]
+        return self.mix(states, self.self_attention(states, positions, sees_rows))
+
+    def look(
+        self,
+        states: Float[Tensor, "b r c"],
+        positions: Float[Tensor, "b r c"],
+        level: "Level",
+        sees_pixels: MaskBits,
+    ) -> Float[Tensor, "b r c"]:
+        """Rows after they have looked at the image."""
+        seen = self.cross_attention(states + positions, level.memory, level.positions, sees_pixels)
+        return self.cross_norm(states + seen)
+
+    def mix(
+        self, states: Float[Tensor, "b r c"], attended: Float[Tensor, "b r c"]
+    ) -> Float[Tensor, "b r c"]:
+        """Rows with what they took from each other, through the feed-forward."""
+        states = self.self_norm(states + attended)
         return self.ffn_norm(states + self.ffn(states))
 
 
 class Level:
-    """One map of the pyramid, ready for cross-attention."""
+    """One map of the pyramid, ready for cross-attention.
 
-    def __init__(self, *, memory: Tensor, positions: Tensor, mask_features: Tensor) -> None:
-        # [B, K, C], [1, K, C] and [B, C, K]
+    may_look: the places that caption rows may look at, everywhere without it.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory: Float[Tensor, "b k c"],
+        positions: Float[Tensor, "1 k c"],
+        mask_features: Float[Tensor, "b m k"],
+        may_look: Bool[Tensor, "b k"] | None = None,
+    ) -> None:
         self.memory, self.positions, self.mask_features = memory, positions, mask_features
+        self.may_look = may_look
+
+
+class Looked(NamedTuple):
+    """Latents and the global query after they have looked at a level, in one layer."""
+
+    level: Level
+    states: Float[Tensor, "b q c"]
 
 
 def decoder_levels(
@@ -57,6 +92,7 @@ def decoder_levels(
     mask_features: Float[Tensor, "b m h4 w4"],
     level_embeddings: Float[Tensor, "l c"],
     mask_resize: ResizeMode,
+    may_look: Bool[Tensor, "b h w"] | None = None,
 ) -> list[Level]:
     """One level per embedding: its tokens, their positions, mask features at its size."""
     levels = []
@@ -69,9 +105,23 @@ def decoder_levels(
                 memory=map_.flatten(2).transpose(1, 2) + embedding,
                 positions=sine_positions(size_hw, map_.shape[1], like=map_),
                 mask_features=resized.flatten(2),  # [B, M, K]
+                may_look=None if may_look is None else _places(may_look, size_hw),
             )
         )
     return levels
+
+
+def _places(may_look: Bool[Tensor, "b h w"], size_hw: tuple[int, int]) -> Bool[Tensor, "b k"]:
+    """The places of a level that captions may look at: those whose nearest pixel is allowed.
+
+    Where no such place is, a small region must not become the whole image: then those that hold
+    an allowed pixel. Where no pixel is allowed, all places.
+    """
+    pixels = may_look[:, None].float()
+    nearest = F.interpolate(pixels, size=size_hw, mode="nearest").flatten(1) > 0  # [B, K]
+    touched = F.adaptive_max_pool2d(pixels, size_hw).flatten(1) > 0
+    places = torch.where(nearest.any(1, keepdim=True), nearest, touched)
+    return places | ~places.any(1, keepdim=True)
 
 
 class MaskedDecoder(nn.Module):
@@ -117,9 +167,7 @@ class MaskedDecoder(nn.Module):
     def forward(self, features: ImageFeatures, queries: QuerySet) -> DecoderOutput:
         """One prediction from the learned queries and one after each layer."""
         layout = queries.layout(self.num_latents)
-        levels = decoder_levels(
-            features.levels, features.mask_features, self.level_embedding.weight, self.mask_resize
-        )
+        levels = self._levels(features, queries.caption_may_look)
         states, positions = self._rows(queries, layout, features.mask_features.shape[0])
         sees_rows = _sees_rows(queries, layout, states.device)
         predictions = [self.heads(states, layout)]
@@ -130,6 +178,41 @@ class MaskedDecoder(nn.Module):
             predictions.append(self.heads(states, layout))
         return DecoderOutput(
             layers=tuple(predictions), layout=layout, mask_features=features.mask_features
+        )
+
+    def look_once(
+        self, features: ImageFeatures, may_look: Bool[Tensor, "b h w"] | None = None
+    ) -> tuple[tuple["Looked", ...], Float[Tensor, "1 q c"]]:
+        """What latents and the global query bring to each layer, and their positions.
+
+        They see no text, so all that captions read of them and of the image is in here.
+        may_look: as `QuerySet.caption_may_look`.
+        """
+        queries = QuerySet()
+        layout = queries.layout(self.num_latents)
+        levels = self._levels(features, may_look)
+        states, positions = self._rows(queries, layout, features.mask_features.shape[0])
+        sees_rows = _sees_rows(queries, layout, states.device)
+        brought = []
+        for i, layer in enumerate(cast(list[MaskedLayer], list(self.layers))):
+            level = levels[i % len(levels)]
+            embeddings = self.heads(states, layout).mask_embeddings
+            looked = layer.look(
+                states, positions, level, self._sees_pixels(embeddings, level, layout)
+            )
+            brought.append(Looked(level=level, states=looked))
+            states = layer.mix(looked, layer.self_attention(looked, positions, sees_rows))
+        return tuple(brought), positions[:1]
+
+    def _levels(
+        self, features: ImageFeatures, may_look: Bool[Tensor, "b h w"] | None
+    ) -> list[Level]:
+        return decoder_levels(
+            features.levels,
+            features.mask_features,
+            self.level_embedding.weight,
+            self.mask_resize,
+            may_look,
         )
 
     def _rows(
@@ -156,10 +239,18 @@ class MaskedDecoder(nn.Module):
         return torch.cat(contents, dim=1), torch.cat(all_positions, dim=1)  # [B, R, C] each
 
     def _sees_pixels(self, mask_embeddings: Tensor, level: Level, layout: QueryLayout) -> MaskBits:
-        bits = mask_bits(mask_embeddings, level.mask_features, num_unmasked_rows=layout.num_caption)
+        is_free = level.may_look is None
+        bits = mask_bits(
+            mask_embeddings,
+            level.mask_features,
+            num_unmasked_rows=layout.num_caption if is_free else 0,
+        )
         if self.unmask_first_grounding_row and layout.num_grounding:
             bits = bits.with_unmasked_row(layout.grounding.start)
-        return bits
+        if level.may_look is None or not layout.num_caption:
+            return bits
+        allowed = level.may_look[:, None].expand(-1, layout.num_caption, -1)  # [B, T, K]
+        return bits.with_rows_after(pack_mask_bits(allowed))
 
 
 def _sees_rows(queries: QuerySet, layout: QueryLayout, device: torch.device) -> Tensor:

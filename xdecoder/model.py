@@ -1,7 +1,8 @@
 """The model: an image side, a text side, and one decoder over both."""
 
 from collections.abc import Sequence
-from typing import cast
+from pathlib import Path
+from typing import cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from xdecoder.backbones import Backbone
 from xdecoder.decoder import MaskedDecoder
-from xdecoder.images import normalised
+from xdecoder.images import Picture, normalised, rgb_pixels
 from xdecoder.outputs import DecoderOutput, ImageFeatures, TextFeatures
+from xdecoder.prediction import AnswerT, PredictionConfig, Question, Search
 from xdecoder.queries import QuerySet
 from xdecoder.text.encoder import TextEncoder
+from xdecoder.text.prompts import ClassEmbeddingCache
 from xdecoder.text.tokenizer import Tokenizer
 
 
@@ -20,7 +23,8 @@ class XDecoder(nn.Module):
     """Images and queries in, one prediction per decoder layer out.
 
     `logit_scale` is the logarithm of the similarity scale, of shape [1] because optimizer shards
-    cannot hold scalars.
+    cannot hold scalars. `prediction` is how the weights want to be asked; `class_embeddings` keeps
+    vectors of class names until the text encoder changes.
     """
 
     def __init__(
@@ -48,7 +52,39 @@ class XDecoder(nn.Module):
         self.size_divisibility = size_divisibility
         # not buffers, which would lose digits in a 16-bit model
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.prediction = PredictionConfig()
+        self.class_embeddings = ClassEmbeddingCache()
         nn.init.trunc_normal_(self.image_projection.weight, std=0.02)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, ema: bool = True) -> "XDecoder":
+        """The model of a run, checkpoint or converted folder, in evaluation mode on the CPU.
+
+        ema: its averaged weights, where they were kept.
+        Raises: CheckpointError for a folder without a whole X-Decoder.
+        """
+        # the loader builds models, so it cannot be imported before there are any
+        from xdecoder.pretrained import load_pretrained
+
+        return load_pretrained(path, cls, ema=ema)
+
+    @overload
+    def predict(self, image: Picture, question: Question["XDecoder", AnswerT]) -> AnswerT: ...
+
+    @overload
+    def predict(
+        self, image: Sequence[Picture], question: Search["XDecoder", AnswerT]
+    ) -> AnswerT: ...
+
+    @torch.no_grad()
+    def predict(self, image, question):  # type: ignore[no-untyped-def]
+        """The answer to a question about one picture, or about several for a search.
+
+        A picture is a Pillow image of any mode or a uint8 array; answers have its upright size.
+        """
+        if isinstance(image, list | tuple):
+            return question.ask(self, [rgb_pixels(each) for each in image])
+        return question.ask(self, rgb_pixels(image))
 
     @property
     def token_table(self) -> Float[Tensor, "v c"]:

@@ -159,10 +159,15 @@ class TextQueries:
 
 @dataclass(frozen=True, kw_only=True)
 class QuerySet:
-    """What a task adds to the latent and global queries, which always run."""
+    """What a task adds to the latent and global queries, which always run.
+
+    caption_may_look: the pixels of the padded images that caption rows may look at, everywhere
+    without it or where an image has no such pixel. At any size that covers the padded image.
+    """
 
     grounding: TextQueries | None = None
     caption: TextQueries | None = None
+    caption_may_look: Bool[Tensor, "b h w"] | None = None
 
     def layout(self, num_latents: int) -> QueryLayout:
         """The rows that this set makes for a decoder with `num_latents` latent queries."""

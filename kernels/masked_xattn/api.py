@@ -50,6 +50,20 @@ class MaskBits(NamedTuple):
         row_any = self.row_any | is_row.squeeze(-1)
         return MaskBits(bits, row_any, reference.tiles_with_any(bits), self.num_keys)
 
+    def with_rows_after(self, other: "MaskBits") -> "MaskBits":
+        """Return the rows of both, those of `other` last.
+
+        Raises: ValueError for rows over another number of keys.
+        """
+        if self.num_keys != other.num_keys:
+            raise ValueError(
+                f"with_rows_after: both must have the same keys; got {self.num_keys} and "
+                f"{other.num_keys}. Join masks of one level."
+            )
+        bits = torch.cat([self.bits, other.bits], dim=1)
+        row_any = torch.cat([self.row_any, other.row_any], dim=1)
+        return MaskBits(bits, row_any, reference.tiles_with_any(bits), self.num_keys)
+
     def may_attend(self) -> Bool[Tensor, "b r k"]:
         """Return the dense mask with the rule for rows without any visible key applied."""
         return reference.visible_keys(self.bits, self.row_any, self.num_keys)

@@ -1,13 +1,16 @@
 """The model: a backbone, and a head that turns its maps into classes and masks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from xdecoder.images import normalised
+from xdecoder.images import Picture, normalised, rgb_pixels
 from xdecoder.mask_former.outputs import MaskOutput
 from xdecoder.pixel_decoder import Pyramid
+from xdecoder.prediction import AnswerT, PredictionConfig, Question
 
 
 class MaskHead(nn.Module):
@@ -55,6 +58,20 @@ class MaskFormer(nn.Module):
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.size_divisibility = size_divisibility
         self.class_names, self.is_thing = tuple(class_names), tuple(is_thing)
+        self.prediction = PredictionConfig()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, ema: bool = True) -> "MaskFormer":
+        """As `XDecoder.from_pretrained`, for MaskFormer and Mask2Former."""
+        # the loader builds models, so it cannot be imported before there are any
+        from xdecoder.pretrained import load_pretrained
+
+        return load_pretrained(path, cls, ema=ema)
+
+    @torch.no_grad()
+    def predict(self, image: Picture, question: Question["MaskFormer", AnswerT]) -> AnswerT:
+        """The answer to a question about segments, at the picture's upright size."""
+        return question.ask(self, rgb_pixels(image))
 
     def forward(
         self,

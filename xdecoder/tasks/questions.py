@@ -29,6 +29,11 @@ class AskedRegions:
     ids: tuple[int, ...]
     are_classes: bool = False
 
+    def distinct_texts(self) -> list[str]:
+        """The first text of each meaning: what the grounding queries are shown."""
+        first_of = dict(zip(reversed(self.ids), reversed(self.texts), strict=True))
+        return [first_of[number] for number in dict.fromkeys(self.ids)]
+
     def without_classes(self) -> "AskedRegions":
         """The same, or nothing where the texts are names of classes."""
         if not self.are_classes:

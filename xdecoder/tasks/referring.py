@@ -1,15 +1,18 @@
 """Referring segmentation: the mask of what a phrase names."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from xdecoder.images import ImageArray, ImageFit
 from xdecoder.losses.contrastive import cosine
 from xdecoder.model import XDecoder
 from xdecoder.outputs import ImageFeatures
-from xdecoder.postprocess import ResizeMode
+from xdecoder.postprocess import ResizeMode, boxes_from_masks, mask_quality
 from xdecoder.queries import QuerySet
 from xdecoder.tasks.base import full_precision
 from xdecoder.tasks.masks import image_masks
@@ -17,6 +20,46 @@ from xdecoder.tasks.texts import EncodedTexts, encode_distinct
 
 # phrases decoded at once when each is asked alone
 PHRASES_PER_CALL = 32
+
+
+class FoundRegions(NamedTuple):
+    """The region of each phrase, in the order of the phrases, and the box around it.
+
+    scores: mean mask probability inside; 0 where a phrase has no pixel.
+    """
+
+    phrases: tuple[str, ...]
+    masks: Bool[Tensor, "p h w"]
+    scores: Float[Tensor, " p"]
+    boxes_xyxy_px: Float[Tensor, "p 4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Referring:
+    """What each phrase means, all phrases in one pass over the image.
+
+    is_joint: the phrases see each other, as the released X-Decoder asks them; None and fit=None:
+    as the model is used to.
+    """
+
+    phrases: tuple[str, ...]
+    fit: ImageFit | None = None
+    is_joint: bool | None = None
+
+    def ask(self, model: XDecoder, image: ImageArray) -> FoundRegions:
+        own, size_hw = model.prediction, (image.shape[0], image.shape[1])
+        logits = predict(
+            model,
+            (self.fit or own.referring).pixels(image),
+            self.phrases,
+            size_hw,
+            is_joint=own.asks_phrases_together if self.is_joint is None else self.is_joint,
+            resize=own.mask_resize,
+        )
+        masks = logits > 0
+        return FoundRegions(
+            tuple(self.phrases), masks, mask_quality(logits), boxes_from_masks(masks)
+        )
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from xdecoder.full_size import FullSizeMasks
 from xdecoder.losses.contrastive import cosine
 from xdecoder.model import XDecoder
 from xdecoder.postprocess import ResizeMode
 from xdecoder.queries import QuerySet
 from xdecoder.tasks.base import full_precision
-from xdecoder.tasks.masks import image_masks
+from xdecoder.tasks.masks import full_size_masks, image_masks
 from xdecoder.text.prompts import BACKGROUND, PLAIN_TEMPLATES, class_embeddings
 
 
@@ -22,6 +23,13 @@ class SegmentationResult(NamedTuple):
 
     class_probs: Float[Tensor, "q k1"]
     mask_logits: Float[Tensor, "q h w"]
+
+
+class SeenSegments(NamedTuple):
+    """The same, with masks that are made when they are asked for."""
+
+    class_probs: Float[Tensor, "q k1"]
+    masks: FullSizeMasks
 
 
 class RegionEmbeddings(NamedTuple):
@@ -57,13 +65,40 @@ def predict(
     """
     if class_vectors is None:
         class_vectors = encode_vocabulary(model, vocabulary, templates=templates)
+    seen = see_segments(
+        model,
+        image,
+        class_vectors,
+        out_size_hw,
+        has_global_query=has_global_query,
+        resize=resize,
+    )
+    return SegmentationResult(seen.class_probs, seen.masks.whole())
+
+
+@torch.no_grad()
+def see_segments(
+    model: XDecoder,
+    image: Float[Tensor, "3 h w"],
+    class_vectors: Float[Tensor, "k1 c"],
+    out_size_hw: tuple[int, int],
+    *,
+    has_global_query: bool,
+    resize: ResizeMode,
+) -> SeenSegments:
+    """What `predict` says, each mask made when it is asked for."""
     output = model(image[None].to(class_vectors.device), QuerySet())
     rows = output.layout.objects if has_global_query else output.layout.latents
     embeddings = full_precision(output.layers[-1].embeddings[0, rows])
     probs = (model.logit_scale.exp() * cosine(embeddings, class_vectors)).softmax(-1)
-    image_hw = (image.shape[1], image.shape[2])
-    masks = image_masks(output, rows, image_hw=image_hw, out_hw=out_size_hw, resize=resize)
-    return SegmentationResult(probs, masks)
+    masks = full_size_masks(
+        output,
+        rows,
+        image_hw=(image.shape[1], image.shape[2]),
+        out_hw=out_size_hw,
+        resize=resize,
+    )
+    return SeenSegments(probs, masks)
 
 
 @torch.no_grad()

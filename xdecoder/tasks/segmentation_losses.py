@@ -110,7 +110,7 @@ class SegmentationTask:
         """`losses` with texts that are drawn already."""
         texts = encode_distinct(model, questions.texts())
         grounding = texts.grounding(
-            [asked.texts for asked in questions.asked],
+            [asked.distinct_texts() for asked in questions.asked],
             shows_padding=self.released.shows_padded_tokens,
         )
         features = model.encode_images(batch.images, batch.valid_sizes_hw)

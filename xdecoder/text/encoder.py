@@ -31,7 +31,10 @@ class TextBlock(nn.Module):
         self.linear2 = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Float[Tensor, "n t c"]) -> Float[Tensor, "n t c"]:
-        x = x + self.attention(self.norm1(x), is_causal=True)
+        return self.fed(x + self.attention(self.norm1(x), is_causal=True))
+
+    def fed(self, x: Float[Tensor, "n t c"]) -> Float[Tensor, "n t c"]:
+        """Tokens after the feed-forward."""
         return x + self.linear2(self.activation(self.linear1(self.norm2(x))))
 
 

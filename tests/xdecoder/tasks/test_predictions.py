@@ -69,21 +69,29 @@ def test_greedy_captions_say_the_likeliest_token_each_time(small_model, images):
     assert captioning.predict(small_model, images, 4) == expected
 
 
-def test_a_caption_ends_at_end_of_text(small_model, images, monkeypatch):
-    end = small_model.tokenizer.end_id
-    word = 5
+def test_a_caption_has_no_more_tokens_than_asked_or_than_fit(small_model, images):
+    features = small_model.encode_images(images)
+    short = captioning.generate(small_model, features, max_tokens=3)
+    long = captioning.generate(small_model, features, max_tokens=99, num_beams=2)
+    assert all(caption.num_tokens <= 3 for caption in short)
+    assert all(caption.num_tokens <= 11 for caption in long)
 
-    def scripted(model, features, ids):
-        logits = torch.zeros(*ids.shape, len(small_model.token_table))
-        # the first image says two words, the second one
-        logits[0, :, word if ids.shape[1] <= 2 else end] = 1
-        logits[1, :, word if ids.shape[1] <= 1 else end] = 1
-        return logits
 
-    monkeypatch.setattr(captioning, "_token_logits", scripted)
-    said = small_model.tokenizer.decode([word])
-    texts = captioning.predict(small_model, images, 9)
-    assert texts == [small_model.tokenizer.decode([word, word]), said]
+@pytest.mark.parametrize(("max_tokens", "num_beams"), [(0, 1), (5, 0)])
+def test_a_caption_needs_a_token_and_a_beam(small_model, images, max_tokens, num_beams):
+    features = small_model.encode_images(images)
+    with pytest.raises(ValueError, match=f"at least 1; got {max_tokens} and {num_beams}"):
+        captioning.generate(small_model, features, max_tokens=max_tokens, num_beams=num_beams)
+
+
+def test_more_beams_are_at_least_as_likely_per_token(small_model, images):
+    features = small_model.encode_images(images)
+    means = [
+        [c.log_prob / c.num_tokens for c in captioning.generate(small_model, features, **settings)]
+        for settings in ({"max_tokens": 6}, {"max_tokens": 6, "num_beams": 8})
+    ]
+    assert all(many >= one - 1e-6 for one, many in zip(*means, strict=True))
+    assert any(many > one + 1e-3 for one, many in zip(*means, strict=True))
 
 
 def test_accuracy_counts_words_and_ends_of_the_true_caption(small_model, images):

@@ -1,0 +1,158 @@
+"""Semantic, instance and panoptic segmentation with names that the question brings."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from jaxtyping import Int
+from torch import Tensor
+
+from xdecoder import postprocess
+from xdecoder.batch import Vocabulary
+from xdecoder.full_size import semantic_ids
+from xdecoder.images import ImageArray, ImageFit
+from xdecoder.mask_former import task as mask_former
+from xdecoder.mask_former.model import MaskFormer
+from xdecoder.mask_former.task import MaskPrediction
+from xdecoder.model import XDecoder
+from xdecoder.postprocess import Instances, PanopticSegment
+from xdecoder.tasks import segmentation
+from xdecoder.tasks.segmentation import SeenSegments
+from xdecoder.text.prompts import BACKGROUND
+
+Segmenter = XDecoder | MaskFormer
+
+
+class SemanticMap(NamedTuple):
+    """The class of each pixel, a place in the vocabulary."""
+
+    class_ids: Int[Tensor, "h w"]
+    vocabulary: Vocabulary
+
+
+class FoundInstances(NamedTuple):
+    """Instances from the surest on, with boxes from their masks."""
+
+    instances: Instances
+    vocabulary: Vocabulary
+
+
+class PanopticMap(NamedTuple):
+    """Segment ids per pixel (0 where there is none), and what they are."""
+
+    ids: Int[Tensor, "h w"]
+    segments: tuple[PanopticSegment, ...]
+    vocabulary: Vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Semantic:
+    """Which class each pixel is of.
+
+    vocabulary: None for the names that the model was trained with; fit: None for the model's own.
+    """
+
+    vocabulary: Vocabulary | None = None
+    fit: ImageFit | None = None
+
+    def ask(self, model: Segmenter, image: ImageArray) -> SemanticMap:
+        vocabulary = vocabulary_of(model, self.vocabulary)
+        result = _segmented(model, image, vocabulary, self.fit)
+        return SemanticMap(semantic_ids(result.class_probs, result.masks), vocabulary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instance:
+    """The things in an image, one by one.
+
+    minimum_score: less sure instances are left out. The other fields are as in `Semantic`.
+    """
+
+    vocabulary: Vocabulary | None = None
+    fit: ImageFit | None = None
+    top_k: int = 100
+    minimum_score: float = 0.3
+
+    def ask(self, model: Segmenter, image: ImageArray) -> FoundInstances:
+        vocabulary = vocabulary_of(model, self.vocabulary)
+        result = _segmented(model, image, vocabulary, self.fit)
+        found = postprocess.instances(
+            result.class_probs,
+            result.masks,
+            top_k=self.top_k,
+            is_thing=vocabulary.is_thing,
+            minimum_score=self.minimum_score,
+        )
+        has_pixel = found.masks.flatten(1).any(1)
+        return FoundInstances(Instances(*(part[has_pixel] for part in found)), vocabulary)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panoptic:
+    """Things one by one and stuff by class, without overlap.
+
+    object_threshold, overlap_threshold: as in `postprocess.panoptic`, None for the model's own.
+    The other fields are as in `Semantic`.
+    """
+
+    vocabulary: Vocabulary | None = None
+    fit: ImageFit | None = None
+    object_threshold: float | None = None
+    overlap_threshold: float | None = None
+
+    def ask(self, model: Segmenter, image: ImageArray) -> PanopticMap:
+        vocabulary, own = vocabulary_of(model, self.vocabulary), model.prediction
+        result = _segmented(model, image, vocabulary, self.fit)
+        found = postprocess.panoptic(
+            result.class_probs,
+            result.masks,
+            is_thing=vocabulary.is_thing,
+            object_threshold=_given(self.object_threshold, own.object_threshold),
+            overlap_threshold=_given(self.overlap_threshold, own.overlap_threshold),
+        )
+        return PanopticMap(found.ids, found.segments, vocabulary)
+
+
+def vocabulary_of(model: Segmenter, asked: Vocabulary | None) -> Vocabulary:
+    """The names that were asked for, else those that the model was trained with.
+
+    Raises: ValueError without any names, and where a model of fixed classes has other ones.
+    """
+    trained = model.prediction.vocabulary
+    vocabulary = asked or trained
+    if vocabulary is None or not vocabulary.names:
+        raise ValueError(
+            "segmentation: needs names to look for; got none, and the model was saved without "
+            'those of its training. Pass a vocabulary, for example Vocabulary.of("dog", "sky").'
+        )
+    if isinstance(model, MaskFormer):
+        is_other = trained is not None and asked is not None and asked.names != trained.names
+        if is_other or len(vocabulary.names) != model.num_classes:
+            raise ValueError(
+                f"segmentation: a MaskFormer knows {model.num_classes} fixed classes; got "
+                f"{len(vocabulary.names)} names"
+                f"{' that are not those of its training' if is_other else ''}. Leave the "
+                "vocabulary out, or ask an X-Decoder."
+            )
+    return vocabulary
+
+
+def _segmented(
+    model: Segmenter, image: ImageArray, vocabulary: Vocabulary, fit: ImageFit | None
+) -> SeenSegments | MaskPrediction:
+    own, size_hw = model.prediction, (image.shape[0], image.shape[1])
+    pixels = (fit or own.segmentation).pixels(image)
+    if isinstance(model, MaskFormer):
+        return mask_former.predict(model, pixels, size_hw)
+    names = [*vocabulary.names, BACKGROUND]
+    return segmentation.see_segments(
+        model,
+        pixels,
+        model.class_embeddings(model, names, templates=own.templates),
+        size_hw,
+        has_global_query=own.has_global_query,
+        resize=own.mask_resize,
+    )
+
+
+def _given(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
