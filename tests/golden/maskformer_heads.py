@@ -33,6 +33,12 @@ def check(folder: Path) -> Iterator[Line]:
 
 
 def _check_head(folder: Path, *, is_masked: bool) -> Line:
+    line = Line(folder.name)
+    line.run_with_each_backend(lambda: _check_once(line, folder, is_masked))
+    return line
+
+
+def _check_once(line: Line, folder: Path, is_masked: bool) -> None:
     info = json.loads((folder / "info.json").read_text())
     recorded = load_file(folder / "io.safetensors")
     weights = load_file(folder / "weights.safetensors")
@@ -40,7 +46,6 @@ def _check_head(folder: Path, *, is_masked: bool) -> Line:
     maps = [recorded[f"in.res{stage}"] for stage in (2, 3, 4, 5)]
     head = build_head(_config(info, is_masked), [map_.shape[1] for map_ in maps])
     head.load_state_dict(conversion.state)
-    line = Line(folder.name)
     # padded images are four times the finest map
     canvas_hw = (4 * maps[0].shape[2], 4 * maps[0].shape[3])
     output = head(maps, canvas_hw)
@@ -60,7 +65,6 @@ def _check_head(folder: Path, *, is_masked: bool) -> Line:
         gradient = parameters[ours_of[theirs]].grad
         actual = 0.0 if gradient is None else gradient.norm()
         line.compare(f"grad {theirs}", actual, norm, atol=ATOL, rtol=RTOL)
-    return line
 
 
 def _config(info, is_masked):
