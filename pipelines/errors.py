@@ -38,6 +38,19 @@ class DataError(PipelineError, ValueError):
     exit_code = ExitCode.DATA
 
 
+class DamagedSampleError(DataError):
+    """The bytes of one sample cannot be used; another sample can take its place in the order.
+
+    Anything that may differ between machines or pass by itself, as a shard that cannot be opened,
+    is a plain `DataError`: skipping it would give each rank an order of its own.
+    """
+
+    def __init__(self, shard: str, key: str, reason: str) -> None:
+        gap = "" if reason.startswith(":") else " "
+        super().__init__(f"{shard}: sample {key}{gap}{reason}")
+        self.shard, self.key, self.reason = shard, key, reason
+
+
 class CheckpointError(PipelineError, RuntimeError):
     """A checkpoint is missing, incomplete, damaged, or does not fit the model."""
 

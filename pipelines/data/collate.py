@@ -1,31 +1,24 @@
-"""Decoded and augmented samples, and the batches that tasks read."""
+"""Compact samples made into tensors at the size of the batch, on the device of their memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from pipelines.data.augment import (
-    Geometry,
-    draw_geometry,
-    jitter_colour,
-    mirror_text,
-    sample_generator,
-    transform_image,
-    transform_labels,
+from pipelines.data.augment import enlarge_image, enlarge_labels
+from pipelines.data.compact import (
+    CompactImage,
+    CompactImageText,
+    CompactSegmentation,
+    compact_image_text,
+    compact_segmentation,
+    step_bytes,
 )
 from pipelines.data.config import ImageTextDataConfig, SegmentationDataConfig
-from pipelines.data.decode import (
-    Annotations,
-    decode_annotations,
-    decode_image,
-    decode_region,
-    decode_segment_ids,
-)
 from pipelines.data.shards import RawSample
+from pipelines.data.step_memory import StepMemory
 from xdecoder.batch import (
     ImageTextBatch,
     PhraseTargets,
@@ -57,108 +50,121 @@ class ImageTextSample:
 
 
 def build_segmentation_sample(
-    raw: RawSample, config: SegmentationDataConfig, *, seed: int, epoch: int
+    raw: RawSample,
+    config: SegmentationDataConfig,
+    *,
+    seed: int,
+    epoch: int,
+    num_classes: int = 1 << 15,
 ) -> SegmentationSample:
-    """The sample as this epoch sees it; segments and phrases cropped away are dropped.
+    """The sample alone, bit for bit as it is in the batches of this epoch on the CPU.
 
     Raises:
-        DataError: a member of the sample is missing or damaged.
+        DamagedSampleError: a member of the sample is missing or damaged.
     """
-    rng = sample_generator(seed, epoch, "segmentation", raw.key)
-    annotations = decode_annotations(raw)
-    geometry = draw_geometry(rng, annotations.size_hw, config.size_hw, config.augment)
-    image = transform_image(decode_image(raw, annotations), geometry)
+    memory = _memory_for_one(config, None)
+    compact = compact_segmentation(
+        raw, config, memory, seed=seed, epoch=epoch, num_classes=num_classes
+    )
+    vocabulary = Vocabulary(names=(), is_thing=())
+    batch = collate_segmentation((compact,), vocabulary, memory.memory)
     return SegmentationSample(
         key=raw.key,
-        image=jitter_colour(rng, image, config.augment.colour_strength),
-        valid_hw=geometry.valid_hw,
-        segments=_segments(raw, annotations, geometry),
-        phrases=_phrases(rng, raw, annotations, geometry, config.max_phrases),
+        image=batch.images[0],
+        valid_hw=batch.valid_sizes_hw[0],
+        segments=batch.segments[0],
+        phrases=batch.phrases[0],
     )
 
 
 def build_image_text_sample(
     raw: RawSample, config: ImageTextDataConfig, *, seed: int, epoch: int
 ) -> ImageTextSample:
-    """The sample as this epoch sees it, with one of its captions.
+    """The sample alone, bit for bit as it is in the batches of this epoch on the CPU.
 
     Raises:
-        DataError: a member of the sample is missing or damaged.
+        DamagedSampleError: a member of the sample is missing or damaged.
     """
-    rng = sample_generator(seed, epoch, "image_text", raw.key)
-    annotations = decode_annotations(raw)
-    caption = annotations.captions[int(rng.integers(len(annotations.captions)))]
-    geometry = draw_geometry(rng, annotations.size_hw, config.size_hw, config.augment)
-    image = transform_image(decode_image(raw, annotations), geometry)
+    memory = _memory_for_one(None, config)
+    compact = compact_image_text(raw, config, memory, seed=seed, epoch=epoch)
+    batch = collate_image_text((compact,), memory.memory)
     return ImageTextSample(
         key=raw.key,
-        image=jitter_colour(rng, image, config.augment.colour_strength),
-        valid_hw=geometry.valid_hw,
-        caption=mirror_text(caption, geometry.is_mirrored),
+        image=batch.images[0],
+        valid_hw=batch.valid_sizes_hw[0],
+        caption=batch.captions[0],
     )
 
 
 def collate_segmentation(
-    samples: Sequence[SegmentationSample], vocabulary: Vocabulary
+    samples: Sequence[CompactSegmentation], vocabulary: Vocabulary, memory: UInt8[Tensor, " n"]
 ) -> SegmentationBatch:
-    """One batch of samples that share a vocabulary."""
+    """One batch of samples that share a vocabulary; nothing of it lies in `memory`."""
     return SegmentationBatch(
         keys=tuple(sample.key for sample in samples),
-        images=torch.stack([sample.image for sample in samples]),
-        valid_sizes_hw=tuple(sample.valid_hw for sample in samples),
+        images=_images([sample.image for sample in samples], memory),
+        valid_sizes_hw=tuple(sample.image.geometry.valid_hw for sample in samples),
         vocabulary=vocabulary,
-        segments=tuple(sample.segments for sample in samples),
-        phrases=tuple(sample.phrases for sample in samples),
+        segments=tuple(_segments(sample, memory) for sample in samples),
+        phrases=tuple(_phrases(sample, memory) for sample in samples),
+        captions=tuple(sample.captions for sample in samples),
     )
 
 
-def collate_image_text(samples: Sequence[ImageTextSample]) -> ImageTextBatch:
-    """One batch of captioned images."""
+def collate_image_text(
+    samples: Sequence[CompactImageText], memory: UInt8[Tensor, " n"]
+) -> ImageTextBatch:
+    """One batch of captioned images; nothing of it lies in `memory`."""
     return ImageTextBatch(
         keys=tuple(sample.key for sample in samples),
-        images=torch.stack([sample.image for sample in samples]),
-        valid_sizes_hw=tuple(sample.valid_hw for sample in samples),
+        images=_images([sample.image for sample in samples], memory),
+        valid_sizes_hw=tuple(sample.image.geometry.valid_hw for sample in samples),
         captions=tuple(sample.caption for sample in samples),
     )
 
 
-def _segments(raw: RawSample, annotations: Annotations, geometry: Geometry) -> SegmentTargets:
-    # a crowd is a region of several things: neither a target nor a negative of its own
-    entries = [entry for entry in annotations.segments or () if not entry[2]]
-    ids = transform_labels(decode_segment_ids(raw, annotations), geometry)  # [H, W]
-    wanted = np.array([entry[0] for entry in entries], np.int32)
-    masks = ids[None] == wanted[:, None, None]  # [M, H, W]
-    is_seen = masks.any(axis=(1, 2))
-    class_ids = np.array([entry[1] for entry in entries], np.int64)
-    return SegmentTargets(
-        masks=torch.from_numpy(masks[is_seen]), class_ids=torch.from_numpy(class_ids[is_seen])
-    )
+def _memory_for_one(
+    segmentation: SegmentationDataConfig | None, image_text: ImageTextDataConfig | None
+) -> StepMemory:
+    one = segmentation and replace(segmentation, batch_size=1)
+    other = image_text and replace(image_text, batch_size=1)
+    num_bytes = step_bytes(one, other, world_size=1)
+    return StepMemory(torch.empty(num_bytes, dtype=torch.uint8))
 
 
-def _phrases(
-    rng: np.random.Generator,
-    raw: RawSample,
-    annotations: Annotations,
-    geometry: Geometry,
-    max_phrases: int,
-) -> PhraseTargets:
-    sentences = [
-        (text, index)
-        for index, region in enumerate(annotations.regions)
-        for text in region.sentences
+def _images(
+    images: Sequence[CompactImage], memory: UInt8[Tensor, " n"]
+) -> Float[Tensor, "b 3 h w"]:
+    batch = torch.zeros((len(images), 3, *images[0].geometry.out_hw), device=memory.device)
+    for image, out in zip(images, batch, strict=True):
+        enlarge_image(image.pixels.view(memory), image.geometry, image.colour, out)
+    return batch  # [B, 3, H, W]
+
+
+def _segments(sample: CompactSegmentation, memory: UInt8[Tensor, " n"]) -> SegmentTargets:
+    labels = enlarge_labels(sample.labels.view(memory), sample.image.geometry)  # [vh, vw]
+    count = len(sample.class_ids)
+    masks = _empty_masks(count, sample.image, memory)
+    height, width = labels.shape
+    numbers = torch.arange(1, count + 1, dtype=labels.dtype, device=memory.device)
+    torch.eq(labels[None], numbers[:, None, None], out=masks[:, :height, :width])
+    class_ids = torch.tensor(sample.class_ids, dtype=torch.int64).to(memory.device)
+    return SegmentTargets(masks=masks, class_ids=class_ids)
+
+
+def _phrases(sample: CompactSegmentation, memory: UInt8[Tensor, " n"]) -> PhraseTargets:
+    masks = _empty_masks(len(sample.phrases), sample.image, memory)
+    regions = [
+        enlarge_labels(plane.view(memory), sample.image.geometry) for plane in sample.regions
     ]
-    masks: dict[int, np.ndarray] = {}
-    chosen: list[tuple[str, int]] = []
-    for number in rng.permutation(len(sentences)):
-        if len(chosen) == max_phrases:
-            break
-        text, index = sentences[number]
-        if index not in masks:
-            region = decode_region(raw, annotations.regions[index], annotations)
-            masks[index] = transform_labels(region, geometry)
-        if masks[index].any():
-            chosen.append((mirror_text(text, geometry.is_mirrored), index))
-    stacked = np.zeros((len(chosen), *geometry.out_hw), bool)
-    for row, (_, index) in zip(stacked, chosen, strict=True):
-        row[:] = masks[index]
-    return PhraseTargets(phrases=tuple(text for text, _ in chosen), masks=torch.from_numpy(stacked))
+    for mask, number in zip(masks, sample.region_of_phrase, strict=True):
+        height, width = regions[number].shape
+        mask[:height, :width] = regions[number]
+    return PhraseTargets(phrases=sample.phrases, masks=masks)
+
+
+def _empty_masks(
+    count: int, image: CompactImage, memory: UInt8[Tensor, " n"]
+) -> Bool[Tensor, "m h w"]:
+    shape = (count, *image.geometry.out_hw)
+    return torch.zeros(shape, dtype=torch.bool, device=memory.device)

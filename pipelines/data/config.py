@@ -14,13 +14,14 @@ class AugmentConfig:
     flip_prob: mirror image and masks, and swap left with right in the texts.
     scale_range: large-scale jitter, relative to the scale at which the image just fits;
         (1, 1) keeps the image whole.
-    colour_strength: largest relative change of brightness, contrast and saturation; 0 where
-        colour words matter.
+    colour_strength: largest relative change of brightness, contrast and saturation.
+    hue_degrees: largest turn of all hues; keep it 0 where colour words matter.
     """
 
     flip_prob: float = 0.5
     scale_range: tuple[float, float] = (1.0, 1.0)
     colour_strength: float = 0.0
+    hue_degrees: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.flip_prob <= 1.0:
@@ -33,6 +34,10 @@ class AugmentConfig:
         if not 0.0 <= self.colour_strength < 1.0:
             raise ConfigError(
                 f"AugmentConfig: colour_strength must be in [0, 1); got {self.colour_strength}."
+            )
+        if not 0.0 <= self.hue_degrees <= 180.0:
+            raise ConfigError(
+                f"AugmentConfig: hue_degrees must be in [0, 180]; got {self.hue_degrees}."
             )
 
 
@@ -83,8 +88,13 @@ class DataConfig:
     """The mixture of one step: a segmentation batch and an image-text batch, sizes over all ranks.
 
     split: which split of the shards. num_workers: loader processes per rank, 0 = in the training
-    process. prefetch: steps that each worker prepares ahead. shuffle_window: shards whose samples
-    are mixed with each other (across windows the order of shards is shuffled).
+    process. prefetch: steps that each worker prepares ahead. pin_memory: copy to a GPU from memory
+    that it can read by itself. shuffle_window: shards whose samples are mixed with each other
+    (across windows the order of shards is shuffled).
+    max_damaged, max_damaged_share: samples that cannot be used are replaced by others, counted and
+    logged; the run ends when they are more than this number and more than this share of all drawn.
+    cache_dir, cache_gib: where remote shards (protocol://...) are kept on each node, and how much
+    of them; an empty folder is $XDEC_DATA_CACHE, or xdecoder-shards in the temporary folder.
     """
 
     segmentation: SegmentationDataConfig = field(default_factory=SegmentationDataConfig)
@@ -92,7 +102,12 @@ class DataConfig:
     split: str = "train"
     num_workers: int = 0
     prefetch: int = 2
+    pin_memory: bool = True
     shuffle_window: int = 8
+    max_damaged: int = 16
+    max_damaged_share: float = 0.001
+    cache_dir: str = ""
+    cache_gib: float = 100.0
 
     def __post_init__(self) -> None:
         if self.segmentation.batch_size == 0 and self.image_text.batch_size == 0:
@@ -100,9 +115,16 @@ class DataConfig:
                 "data: at least one of segmentation.batch_size and image_text.batch_size "
                 "must be positive; got 0 and 0."
             )
-        for name, low in (("num_workers", 0), ("prefetch", 1), ("shuffle_window", 1)):
+        lowest = {"num_workers": 0, "prefetch": 1, "shuffle_window": 1, "max_damaged": 0}
+        for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"data.{name} must be >= {low}; got {getattr(self, name)}.")
+        if not 0.0 <= self.max_damaged_share <= 1.0:
+            raise ConfigError(
+                f"data.max_damaged_share must be in [0, 1]; got {self.max_damaged_share}."
+            )
+        if self.cache_gib <= 0.0:
+            raise ConfigError(f"data.cache_gib must be positive; got {self.cache_gib}.")
 
 
 def _check_task(

@@ -6,11 +6,12 @@
 
 A global batch is a run of consecutive positions; rank r of W takes its r-th contiguous part, so
 that the parts of all ranks in order are the global batch whatever W is. The state after a step is
-the counters, the same on every rank; nothing is replayed to get back to it.
+the counters, the same on every rank; nothing is replayed to get back to it. The place of a damaged
+sample is taken by one that is half an epoch away, which every rank and worker would find alike.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -47,11 +48,15 @@ class TaskMixture:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """One sample: a row among the usable samples of a source, in one pass over them."""
+    """One sample: a row among the usable samples of a source, in one pass over them.
+
+    place: in the order of the epoch.
+    """
 
     source: int
     sample: int
     epoch: int
+    place: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,23 @@ def plan_steps(
         yield StepPlan(draws=draws, state=after)
 
 
+def substitute(
+    draw: Draw,
+    attempt: int,
+    *,
+    sizes: tuple[int, ...],
+    seed: tuple[int, ...],
+    window: int,
+) -> Draw:
+    """What is drawn instead of a damaged sample, after `attempt` others were damaged as well.
+
+    seed: that of the order of its source. The substitute comes at its own place too.
+    """
+    place = (draw.place + sum(sizes) // 2 + attempt) % sum(sizes)
+    sample = int(epoch_order(sizes, seed, draw.epoch, window)[place])
+    return replace(draw, sample=sample)
+
+
 def initial_state(mixtures: tuple[TaskMixture, ...], seed: int) -> dict[str, Any]:
     """The state before the first step; JSON can hold it."""
     return {
@@ -131,6 +153,11 @@ def initial_state(mixtures: tuple[TaskMixture, ...], seed: int) -> dict[str, Any
         "drawn": {mixture.name: [0] * len(mixture.sources) for mixture in mixtures},
         "num_samples": {m.name: [s.num_samples for s in m.sources] for m in mixtures},
     }
+
+
+def num_drawn(state: dict[str, Any]) -> int:
+    """How many samples all ranks have drawn, by the state of a stream."""
+    return sum(sum(counts) for counts in state.get("drawn", {}).values())
 
 
 def _checked(state: dict[str, Any], mixtures: tuple[TaskMixture, ...], seed: int) -> dict[str, Any]:
@@ -155,6 +182,6 @@ def _choose_source(mixture: TaskMixture, seed: int, task: int, step: int) -> int
 def _draw(
     source: int, position: int, sizes: tuple[int, ...], seed: tuple[int, ...], window: int
 ) -> Draw:
-    epoch, index = divmod(position, sum(sizes))
-    sample = int(epoch_order(sizes, seed, epoch, window)[index])
-    return Draw(source=source, sample=sample, epoch=epoch)
+    epoch, place = divmod(position, sum(sizes))
+    sample = int(epoch_order(sizes, seed, epoch, window)[place])
+    return Draw(source=source, sample=sample, epoch=epoch, place=place)

@@ -3,177 +3,241 @@
     plan_steps            which samples (mixture.py): pure arithmetic, in the training process
         | StepPlan            draws of this rank, state after the step
         v
-    StepBuilder           read, decode, augment, collate: here, or one step per worker process
-        | (batches, state)    in plan order, because the loader keeps the order of its requests
+    StepBuilder           read, decode, crop: here, or one step per worker process
+        | BuiltStep           in plan order, because the loader keeps the order of its requests;
+        |                     its arrays in a slab of memory that both processes see
+        v
+    DataStream            one copy to the device, where batches are made at their full size
+        | (batches, state)
         v
     the loop              saves `state` in the checkpoint; build_stream(state=...) goes on after it
 
 A worker gets a plan and gives back a step, so neither the number of workers nor what they had
-prefetched when the run stopped is part of the state.
+prefetched when the run stopped is part of the state. A damaged sample is replaced by the worker
+that meets it, by a rule that needs to know nothing but its place in the order.
 """
 
 import atexit
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-from numpy import ndarray
-from torch.utils.data import DataLoader, Dataset, Sampler
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from pipelines.data.collate import (
-    build_image_text_sample,
-    build_segmentation_sample,
-    collate_image_text,
-    collate_segmentation,
+from pipelines.data.collate import collate_image_text, collate_segmentation
+from pipelines.data.compact import (
+    CompactImageText,
+    CompactSegmentation,
+    compact_image_text,
+    compact_segmentation,
+    step_bytes,
 )
-from pipelines.data.config import DataConfig, ImageTextDataConfig, SegmentationDataConfig
-from pipelines.data.mixture import Draw, SourceSize, StepPlan, TaskMixture, plan_steps
-from pipelines.data.shards import (
-    RawSample,
-    ShardInfo,
-    read_index,
-    read_manifest,
-    read_sample,
-)
-from pipelines.errors import ConfigError, DataError
-from xdecoder.batch import Batch, ImageTextBatch, SegmentationBatch, Vocabulary
+from pipelines.data.config import DataConfig
+from pipelines.data.mixture import Draw, StepPlan, TaskMixture, plan_steps, substitute
+from pipelines.data.shard_cache import ShardCache, default_cache_folder
+from pipelines.data.shard_folder import is_remote
+from pipelines.data.source import ShardSource
+from pipelines.data.step_memory import SlabRing, StepMemory
+from pipelines.data.tolerance import Damage
+from pipelines.errors import ConfigError, DamagedSampleError, DataError
+from xdecoder.batch import Batch
 
 StepItem = tuple[tuple[Batch, ...], dict[str, Any]]
+Sources = dict[str, tuple[ShardSource, ...]]
 
 # the order of the batches in a step
 TASKS = ("segmentation", "image_text")
-# a sample takes part in a task if this count of its index row is positive
-_NEEDS = {"segmentation": "num_segments", "image_text": "num_captions"}
+# further samples that are tried in the place of a damaged one
+_MAX_ATTEMPTS = 16
+# a step is in the hands of the training process while the worker has begun another
+_SLABS_IN_HAND = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardSource:
-    """The samples of one folder of shards that one task can use."""
+class BuiltStep:
+    """One rank's step: its samples by task, their arrays in the first `used` bytes of a slab."""
 
-    folder: Path
-    shards: tuple[ShardInfo, ...]
-    vocabulary: Vocabulary
-    index: ndarray
-    rows: Int[ndarray, " n"]
-
-    @classmethod
-    def open(cls, folder: str | Path, split: str, task: str) -> "ShardSource":
-        """The source of a task in a folder.
-
-        Raises:
-            DataError: the folder has no such split, or no sample of it serves the task.
-        """
-        folder = Path(folder)
-        manifest = read_manifest(folder)
-        info = manifest.split(folder, split)
-        index = read_index(folder, info)
-        rows = np.flatnonzero(index[_NEEDS[task]] > 0)
-        if len(rows) == 0:
-            raise DataError(
-                f"{folder}: the {task} task needs samples with {_NEEDS[task]} > 0 in split "
-                f"{split!r}; none of {len(index)} has. Set data.{task}.batch_size=0 or add data."
-            )
-        return cls(
-            folder=folder,
-            shards=info.shards,
-            vocabulary=Vocabulary(names=manifest.names, is_thing=manifest.is_thing),
-            index=index,
-            rows=rows,
-        )
-
-    def size(self) -> SourceSize:
-        """How many usable samples each shard has."""
-        counts = np.bincount(self.index["shard"][self.rows], minlength=len(self.shards))
-        return SourceSize(
-            name=str(self.folder), samples_per_shard=tuple(int(count) for count in counts)
-        )
-
-    def read(self, sample: int) -> RawSample:
-        """The sample with this number among the usable ones."""
-        row = self.index[self.rows[sample]]
-        return read_sample(self.folder, self.shards[row["shard"]], row)
+    slab: int
+    used: int
+    sources: dict[str, int]
+    samples: dict[str, tuple[CompactSegmentation | CompactImageText, ...]]
+    state: dict[str, Any]
+    damage: tuple[Damage, ...]
 
 
-class StepBuilder(Dataset[StepItem | DataError]):
-    """Turns a plan into the batches of one rank's step."""
+class StepBuilder(Dataset[BuiltStep | DataError]):
+    """Turns a plan into one rank's step, in memory of its own or of the ring."""
 
     def __init__(
-        self, config: DataConfig, sources: dict[str, tuple[ShardSource, ...]], *, seed: int
+        self,
+        config: DataConfig,
+        sources: Sources,
+        mixtures: tuple[TaskMixture, ...],
+        *,
+        seed: int,
+        num_bytes: int,
+        ring: SlabRing | None = None,
     ) -> None:
         self.config = config
         self.sources = sources
+        self.mixtures = mixtures
         self.seed = seed
+        self.ring = ring
+        self._own = None if ring else torch.empty(num_bytes, dtype=torch.uint8)
 
-    def __getitem__(self, plan: StepPlan) -> StepItem | DataError:
-        """The step, or the error of one of its samples: raised in a worker it would be garbled."""
+    def memory(self, slab: int) -> torch.Tensor:
+        """The memory of a built step."""
+        return self._own if self.ring is None else self.ring.memory(slab)
+
+    def __getitem__(self, plan: StepPlan) -> BuiltStep | DataError:
+        """The step, or the error that ends the stream: raised in a worker it would be garbled."""
+        worker = get_worker_info()
+        slab = self.ring.take(worker.id) if self.ring and worker else 0
+        memory, damage = StepMemory(self.memory(slab)), []
         try:
-            return tuple(self._batch(task, draws) for task, draws in plan.draws.items()), plan.state
+            samples = {
+                task: tuple(self._sample(task, draw, memory, damage) for draw in draws)
+                for task, draws in plan.draws.items()
+            }
         except DataError as error:
             return error
+        return BuiltStep(
+            slab=slab,
+            used=memory.used,
+            sources={task: draws[0].source for task, draws in plan.draws.items()},
+            samples=samples,
+            state=plan.state,
+            damage=tuple(damage),
+        )
 
-    def _batch(self, task: str, draws: tuple[Draw, ...]) -> Batch:
-        if task == "segmentation":
-            return self._segmentation(draws)
-        return self._image_text(draws)
+    def _sample(
+        self, task: str, draw: Draw, memory: StepMemory, damage: list[Damage]
+    ) -> CompactSegmentation | CompactImageText:
+        """The sample of a draw, or of the first substitute that is not damaged."""
+        wanted, used = draw, memory.used
+        for attempt in range(_MAX_ATTEMPTS + 1):
+            try:
+                return self._compact(task, draw, memory)
+            except DamagedSampleError as error:
+                memory.used = used
+                damage.append(
+                    Damage(
+                        task=task,
+                        epoch=draw.epoch,
+                        shard=error.shard,
+                        key=error.key,
+                        reason=error.reason,
+                    )
+                )
+                draw = self._substitute(task, wanted, attempt)
+        raise DataError(
+            f"data.{task}: in the place of a damaged sample, one of {_MAX_ATTEMPTS} others must be "
+            f"whole; none is. The first: {damage[-_MAX_ATTEMPTS - 1]}"
+        )
 
-    def _segmentation(self, draws: tuple[Draw, ...]) -> SegmentationBatch:
-        sources = self.sources["segmentation"]
-        samples = [
-            build_segmentation_sample(
-                sources[draw.source].read(draw.sample),
-                self.config.segmentation,
-                seed=self.seed,
-                epoch=draw.epoch,
+    def _compact(
+        self, task: str, draw: Draw, memory: StepMemory
+    ) -> CompactSegmentation | CompactImageText:
+        source = self.sources[task][draw.source]
+        raw = source.read(draw.sample)
+        if task == "image_text":
+            return compact_image_text(
+                raw, self.config.image_text, memory, seed=self.seed, epoch=draw.epoch
             )
-            for draw in draws
-        ]
-        return collate_segmentation(samples, sources[draws[0].source].vocabulary)
+        return compact_segmentation(
+            raw,
+            self.config.segmentation,
+            memory,
+            seed=self.seed,
+            epoch=draw.epoch,
+            num_classes=len(source.vocabulary.names),
+        )
 
-    def _image_text(self, draws: tuple[Draw, ...]) -> ImageTextBatch:
-        sources = self.sources["image_text"]
-        samples = [
-            build_image_text_sample(
-                sources[draw.source].read(draw.sample),
-                self.config.image_text,
-                seed=self.seed,
-                epoch=draw.epoch,
-            )
-            for draw in draws
-        ]
-        return collate_image_text(samples)
+    def _substitute(self, task: str, draw: Draw, attempt: int) -> Draw:
+        (number,) = (i for i, mixture in enumerate(self.mixtures) if mixture.name == task)
+        return substitute(
+            draw,
+            attempt,
+            sizes=self.mixtures[number].sources[draw.source].samples_per_shard,
+            seed=(self.seed, number, draw.source),
+            window=self.config.shuffle_window,
+        )
 
 
 class DataStream(Iterator[StepItem]):
-    """Steps without end; `close` ends its workers, and so does the end of the process."""
+    """Steps without end; `close` ends its workers, and so does the end of the process.
 
-    def __init__(
-        self, builder: StepBuilder, plans: Iterator[StepPlan], *, num_workers: int, prefetch: int
-    ) -> None:
-        self._items: Iterator[StepItem | DataError] = (
-            iter(_worker_loader(builder, plans, num_workers, prefetch))
-            if num_workers
+    device: where batches are made. on_damage: is told every damaged sample; without it such a
+    sample ends the stream. Both may be set before the first step.
+    """
+
+    def __init__(self, builder: StepBuilder, plans: Iterator[StepPlan]) -> None:
+        config = builder.config
+        self.device = torch.device("cpu")
+        self.on_damage: Callable[[Damage], None] | None = None
+        self._builder = builder
+        self._items: Iterator[BuiltStep | DataError] = (
+            iter(_worker_loader(builder, plans, config.num_workers, config.prefetch))
+            if config.num_workers
             else map(builder.__getitem__, plans)
         )
-        if num_workers:
+        if config.num_workers:
             # before multiprocessing's own end-of-process hook, which would wait for ever for
             # workers that ignore its signal
             atexit.register(_close_if_alive, weakref.ref(self))
 
     def __next__(self) -> StepItem:
-        item = next(self._items)
-        if isinstance(item, DataError):
-            self.close()
-            raise item
-        return item
+        step = self.next_built()
+        memory = self.staged(step)
+        batches = tuple(self._batch(step, task, memory) for task in step.samples)
+        self.give_back(step)
+        return batches, step.state
+
+    def next_built(self) -> BuiltStep:
+        """The next step as its worker left it; `give_back` it before asking for another.
+
+        Raises:
+            DataError: of reading, or of a damaged sample that nobody wants to hear of.
+        """
+        step = next(self._items)
+        if isinstance(step, BuiltStep):
+            for damage in step.damage:
+                if self.on_damage is None:
+                    self.close()
+                    raise DataError(str(damage))
+                self.on_damage(damage)
+            return step
+        self.close()
+        raise step
+
+    def staged(self, step: BuiltStep) -> torch.Tensor:
+        """The bytes of a step where batches are made of them; on the CPU they are not copied."""
+        memory = self._builder.memory(step.slab)[: step.used]
+        if self.device.type == "cpu":
+            return memory
+        # pinned memory is a copy that nobody writes over while the device still reads it
+        memory = memory.pin_memory() if self._builder.config.pin_memory else memory
+        return memory.to(self.device, non_blocking=self._builder.config.pin_memory)
+
+    def give_back(self, step: BuiltStep) -> None:
+        """Let the worker use the memory of the step again."""
+        if self._builder.ring is not None:
+            self._builder.ring.give_back(step.slab)
 
     def close(self) -> None:
         """Ends the worker processes; the stream has no further items."""
         self._items = iter(())
+
+    def _batch(self, step: BuiltStep, task: str, memory: torch.Tensor) -> Batch:
+        samples: Any = step.samples[task]
+        if task == "image_text":
+            return collate_image_text(samples, memory)
+        source = self._builder.sources[task][step.sources[task]]
+        return collate_segmentation(samples, source.vocabulary, memory)
 
 
 def build_stream(
@@ -203,35 +267,68 @@ def build_stream(
         window=config.shuffle_window,
         state=state,
     )
-    return DataStream(
-        StepBuilder(config, sources, seed=seed),
-        plans,
-        num_workers=config.num_workers,
-        prefetch=config.prefetch,
+    num_bytes = step_bytes(
+        config.segmentation if "segmentation" in sources else None,
+        config.image_text if "image_text" in sources else None,
+        world_size=world_size,
     )
+    ring = None
+    if config.num_workers:
+        ring = SlabRing(
+            num_workers=config.num_workers,
+            slabs_per_worker=config.prefetch + _SLABS_IN_HAND,
+            num_bytes=num_bytes,
+        )
+    builder = StepBuilder(config, sources, mixtures, seed=seed, num_bytes=num_bytes, ring=ring)
+    return DataStream(builder, plans)
 
 
-def _open_sources(
-    config: DataConfig,
-) -> tuple[dict[str, tuple[ShardSource, ...]], tuple[TaskMixture, ...]]:
-    sources: dict[str, tuple[ShardSource, ...]] = {}
-    mixtures = []
-    for task in TASKS:
-        part: SegmentationDataConfig | ImageTextDataConfig = getattr(config, task)
-        if part.batch_size == 0:
-            continue
+def _open_sources(config: DataConfig) -> tuple[Sources, tuple[TaskMixture, ...]]:
+    parts = {task: getattr(config, task) for task in TASKS}
+    parts = {task: part for task, part in parts.items() if part.batch_size > 0}
+    for task, part in parts.items():
         if not part.shards:
             raise ConfigError(
                 f"data.{task}.shards must name at least one folder of shards; got none. "
                 f"Set it, or data.{task}.batch_size=0."
             )
-        sources[task] = tuple(ShardSource.open(f, config.split, task) for f in part.shards)
+    cache = _open_cache(config, [folder for part in parts.values() for folder in part.shards])
+    sources: Sources = {}
+    mixtures = []
+    for task, part in parts.items():
+        sources[task] = tuple(
+            ShardSource.open(folder, config.split, task, cache=cache) for folder in part.shards
+        )
         sizes = tuple(source.size() for source in sources[task])
         weights = part.weights or tuple(float(size.num_samples) for size in sizes)
         mixtures.append(
             TaskMixture(name=task, batch_size=part.batch_size, sources=sizes, weights=weights)
         )
+    _require_room(cache, sources, config.shuffle_window)
     return sources, tuple(mixtures)
+
+
+def _open_cache(config: DataConfig, folders: list[str]) -> ShardCache | None:
+    if not any(is_remote(folder) for folder in folders):
+        return None
+    folder = Path(config.cache_dir) if config.cache_dir else default_cache_folder()
+    return ShardCache(folder, max_bytes=int(config.cache_gib * 2**30))
+
+
+def _require_room(cache: ShardCache | None, sources: Sources, window: int) -> None:
+    """Refuse a cache in which the shards that are read together would push each other out."""
+    if cache is None:
+        return
+    remote = {
+        source.name: source for part in sources.values() for source in part if source.is_remote
+    }
+    needed = sum(source.window_bytes(window) for source in remote.values())
+    if needed > cache.max_bytes:
+        raise ConfigError(
+            f"data.cache_gib must hold the shards that are mixed with each other and the next one, "
+            f"{needed / 2**30:.3g} GiB; got {cache.max_bytes / 2**30:.3g}. Raise it, or lower "
+            "data.shuffle_window."
+        )
 
 
 class _PlanSampler(Sampler[StepPlan]):
@@ -244,7 +341,7 @@ class _PlanSampler(Sampler[StepPlan]):
 
 def _worker_loader(
     builder: StepBuilder, plans: Iterator[StepPlan], num_workers: int, prefetch: int
-) -> DataLoader[StepItem | DataError]:
+) -> DataLoader[BuiltStep | DataError]:
     return DataLoader(
         builder,
         batch_size=None,

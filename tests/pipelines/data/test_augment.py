@@ -3,13 +3,16 @@ import pytest
 import torch
 
 from pipelines.data.augment import (
+    ColourMatrix,
     Geometry,
+    draw_colour,
     draw_geometry,
-    jitter_colour,
+    enlarge_image,
+    enlarge_labels,
     mirror_text,
     sample_generator,
-    transform_image,
-    transform_labels,
+    shrink_image,
+    shrink_labels,
 )
 from pipelines.data.config import AugmentConfig
 
@@ -27,6 +30,23 @@ def _geometry(rng: np.random.Generator, low: float, high: float, flip: float) ->
     return draw_geometry(rng, SOURCE_HW, OUT_HW, augment)
 
 
+def _image(
+    image: np.ndarray, geometry: Geometry, colour: ColourMatrix | None = None
+) -> torch.Tensor:
+    small = torch.from_numpy(np.ascontiguousarray(shrink_image(image, geometry)))
+    assert small.shape[:2] == geometry.small_hw
+    canvas = torch.zeros((3, *geometry.out_hw))
+    enlarge_image(small, geometry, colour, canvas)
+    return canvas
+
+
+def _labels(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
+    small = torch.from_numpy(np.ascontiguousarray(shrink_labels(labels, geometry)))
+    canvas = np.zeros(geometry.out_hw, labels.dtype)
+    canvas[: geometry.valid_hw[0], : geometry.valid_hw[1]] = enlarge_labels(small, geometry)
+    return canvas
+
+
 def test_without_jitter_the_whole_image_just_fits() -> None:
     geometry = _geometry(np.random.default_rng(0), 1.0, 1.0, 0.0)
     assert geometry.window_yx == (0, 0)
@@ -36,9 +56,10 @@ def test_without_jitter_the_whole_image_just_fits() -> None:
 
 
 def test_an_image_of_the_right_size_stays_as_it_is() -> None:
-    image = torch.randint(0, 256, (3, *OUT_HW), dtype=torch.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (*OUT_HW, 3), dtype=np.uint8)
     geometry = draw_geometry(np.random.default_rng(0), OUT_HW, OUT_HW, AugmentConfig(flip_prob=0))
-    assert torch.equal(transform_image(image, geometry), image.float())
+    expected = torch.from_numpy(image).permute(2, 0, 1).float()
+    assert torch.equal(_image(image, geometry), expected)
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
@@ -47,9 +68,14 @@ def test_image_and_masks_move_together(flip: float, low: float, high: float) -> 
     masks = _discs()
     for i in range(8):
         geometry = _geometry(np.random.default_rng(i), low, high, flip)
-        image = torch.from_numpy(masks.astype(np.uint8) * 255)
-        moved = transform_image(image, geometry).numpy()
-        labels = transform_labels(masks, geometry)
+        decoded = masks.transpose(1, 2, 0).astype(np.uint8) * 255
+        step = geometry.denominator
+        rows, columns = (-(-length // step) for length in SOURCE_HW)
+        # what a decoder at a fraction of the size gives: the mean of each block
+        blocks = np.pad(decoded, ((0, rows * step - 60), (0, columns * step - 84), (0, 0)), "edge")
+        decoded = blocks.reshape(rows, step, columns, step, 3).mean((1, 3)).astype(np.uint8)
+        moved = _image(decoded, geometry).numpy()
+        labels = np.stack([_labels(mask, geometry) for mask in masks])
         assert labels.dtype == bool
         assert labels.shape == moved.shape == (3, *OUT_HW)
         for picture, mask in zip(moved, labels, strict=True):
@@ -69,7 +95,7 @@ def test_mirroring_reverses_the_valid_columns_only() -> None:
     mirrored = _geometry(np.random.default_rng(3), 0.6, 0.6, 1.0)
     height, width = plain.valid_hw
     assert width < OUT_HW[1]
-    one, two = (transform_labels(labels, g) for g in (plain, mirrored))
+    one, two = (_labels(labels, g) for g in (plain, mirrored))
     assert np.array_equal(one[:height, :width], two[:height, :width][:, ::-1])
     assert not one[:, width:].any()
     assert not two[height:].any()
@@ -115,12 +141,71 @@ def test_random_numbers_belong_to_seed_epoch_task_and_key() -> None:
     assert draws == {key: sample_generator(*key).random() for key in keys}
 
 
+def _colour(seed: int, image: np.ndarray, **fields: float) -> ColourMatrix:
+    return draw_colour(np.random.default_rng(seed), image, AugmentConfig(**fields))
+
+
 def test_colour_jitter_changes_colours_and_keeps_padding() -> None:
-    image = torch.rand(3, 20, 31) * 255
-    image[:, :, 25:] = 0
-    changed = jitter_colour(np.random.default_rng(1), image, 0.4)
-    assert not torch.allclose(changed[:, :, :25], image[:, :, :25], atol=1)
+    image = np.random.default_rng(2).integers(0, 256, (*SOURCE_HW, 3), dtype=np.uint8)
+    geometry = _geometry(np.random.default_rng(3), 0.6, 0.6, 0.0)
+    height, width = geometry.valid_hw
+    colour = _colour(1, image, colour_strength=0.4)
+    changed, plain = _image(image, geometry, colour), _image(image, geometry)
+    assert (changed - plain)[:, :height, :width].abs().mean() > 5
     assert changed.min() >= 0
     assert changed.max() <= 255
-    assert not changed[:, :, 25:].any()
-    assert torch.equal(jitter_colour(np.random.default_rng(1), image, 0.0), image)
+    assert not changed[:, :, width:].any()
+    assert not changed[:, height:].any()
+
+
+def test_no_colour_jitter_is_no_matrix() -> None:
+    assert (
+        draw_colour(np.random.default_rng(1), np.zeros((4, 5, 3), np.uint8), AugmentConfig())
+        is None
+    )
+
+
+def test_contrast_brightness_and_saturation_are_what_they_say() -> None:
+    image = np.random.default_rng(2).integers(100, 140, (7, 9, 3), dtype=np.uint8)
+    matrix = np.array(_colour(4, image, colour_strength=0.3))
+    brightness, contrast, saturation = 1 + 0.3 * np.random.default_rng(4).uniform(-1, 1, 3)
+    gray = image.mean(axis=2, keepdims=True)
+    expected = gray + saturation * (image - gray)
+    expected = (image.mean() + contrast * (expected - image.mean())) * brightness
+    moved = np.concatenate([image, np.ones((7, 9, 1))], axis=2) @ matrix.T
+    assert np.allclose(moved, expected)
+
+
+def test_a_turn_of_the_hues_keeps_gray_and_lightness() -> None:
+    image = np.random.default_rng(2).integers(90, 160, (6, 8, 3), dtype=np.uint8)
+    matrix = np.array(_colour(5, image, hue_degrees=120.0))
+    moved = image @ matrix[:, :3].T + matrix[:, 3]
+    assert np.abs(moved - image).mean() > 5
+    assert np.allclose(moved.mean(axis=2), image.mean(axis=2))
+    grays = np.array([[80.0] * 3, [200.0] * 3])
+    assert np.allclose(grays @ matrix[:, :3].T + matrix[:, 3], grays)
+
+
+@pytest.mark.parametrize(("scale", "denominator"), [(0.9, 1), (0.45, 2), (0.24, 4), (0.12, 8)])
+def test_an_image_that_shrinks_may_be_decoded_smaller(scale: float, denominator: int) -> None:
+    augment = AugmentConfig(scale_range=(5 * scale, 5 * scale))
+    for i in range(20):
+        # an output of a fifth of the height: the window is a part of the image
+        geometry = draw_geometry(np.random.default_rng(i), (485, 601), (97, 601), augment)
+        assert geometry.denominator == denominator
+        assert all(start % denominator == 0 for start in geometry.window_yx)
+        assert -(-geometry.window_hw[0] // denominator) >= geometry.small_hw[0]
+
+
+def test_nearest_pixels_in_two_steps_are_those_in_one() -> None:
+    labels = np.random.default_rng(0).integers(0, 250, SOURCE_HW, dtype=np.uint8)
+    for i in range(40):
+        geometry = _geometry(np.random.default_rng(i), 0.3, 2.5, 0.0)
+        (top, left), (height, width) = geometry.window_yx, geometry.window_hw
+        rows, columns = (
+            ((np.arange(valid) + 0.5) * window / valid).astype(int)
+            for valid, window in zip(geometry.valid_hw, (height, width), strict=True)
+        )
+        expected = labels[top + rows][:, left + columns]
+        moved = _labels(labels, geometry)[: geometry.valid_hw[0], : geometry.valid_hw[1]]
+        assert np.array_equal(moved, expected)

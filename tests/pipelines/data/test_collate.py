@@ -14,8 +14,10 @@ from pipelines.data.collate import (
     collate_image_text,
     collate_segmentation,
 )
+from pipelines.data.compact import compact_image_text, compact_segmentation
 from pipelines.data.config import AugmentConfig, ImageTextDataConfig, SegmentationDataConfig
 from pipelines.data.shards import RawSample, read_index, read_manifest, read_sample
+from pipelines.data.step_memory import StepMemory
 from pipelines.errors import DataError
 from xdecoder.batch import Vocabulary
 
@@ -154,19 +156,21 @@ def test_images_without_phrases_have_empty_ones(samples) -> None:
 def test_batches_keep_the_order_of_their_samples(samples) -> None:
     vocabulary = Vocabulary(names=("a",), is_thing=(True,))
     config = _config(size_hw=(80, 96))
-    built = [build_segmentation_sample(raw, config, seed=0, epoch=0) for raw in samples[:3]]
-    batch = collate_segmentation(built, vocabulary)
+    memory = StepMemory(torch.empty(1 << 20, dtype=torch.uint8))
+    built = [
+        compact_segmentation(raw, config, memory, seed=0, epoch=0, num_classes=99)
+        for raw in samples[:3]
+    ]
+    batch = collate_segmentation(built, vocabulary, memory.memory)
     assert batch.keys == tuple(raw.key for raw in samples[:3])
     assert batch.images.shape == (3, 3, 80, 96)
     assert batch.images.dtype == torch.float32
     assert batch.valid_sizes_hw == ((70, 96),) * 3
     assert not batch.images[:, :, 70:].any()
     assert all(s.masks.shape[1:] == (80, 96) for s in (*batch.segments, *batch.phrases))
-    texts = [
-        build_image_text_sample(raw, ImageTextDataConfig(size_hw=(32, 50)), seed=0, epoch=0)
-        for raw in samples[:3]
-    ]
-    text_batch = collate_image_text(texts)
+    text_config = ImageTextDataConfig(size_hw=(32, 50))
+    texts = [compact_image_text(raw, text_config, memory, seed=0, epoch=0) for raw in samples[:3]]
+    text_batch = collate_image_text(texts, memory.memory)
     assert text_batch.images.shape == (3, 3, 32, 50)
     assert text_batch.valid_sizes_hw == ((32, 44),) * 3
     assert len(text_batch.captions) == 3
