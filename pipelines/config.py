@@ -51,18 +51,22 @@ class ScheduleConfig:
     """The learning rate over the run, as a factor on the base learning rates.
 
     warmup_steps: linear from almost 0. final_factor: where cosine ends.
+    power: of the share of steps that are left, which is the factor of poly.
     milestones: shares of the run in (0, 1) at which multistep multiplies by decay_factor.
     """
 
-    kind: Literal["cosine", "multistep", "constant"] = "cosine"
+    kind: Literal["cosine", "multistep", "poly", "constant"] = "cosine"
     warmup_steps: int = 0
     final_factor: float = 0.0
     milestones: tuple[float, ...] = (0.88889, 0.96296)
     decay_factor: float = 0.1
+    power: float = 0.9
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
             raise ConfigError(f"schedule.warmup_steps must be >= 0; got {self.warmup_steps}.")
+        if self.power <= 0:
+            raise ConfigError(f"schedule.power must be positive; got {self.power}.")
         is_rising = list(self.milestones) == sorted(set(self.milestones))
         if not is_rising or not all(0 < share < 1 for share in self.milestones):
             raise ConfigError(

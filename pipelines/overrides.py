@@ -99,6 +99,7 @@ def _plant(tree: _Tree, keys: Sequence[str], text: str) -> None:
 def _rebuild(declared: Any, value: Any, tree: _Tree, *, path: str, known: Sequence[str]) -> Any:
     if value is None:
         value = _default_of(declared)
+    value = _group_with(declared, value, tree)
     if isinstance(value, tuple) and not dataclasses.is_dataclass(value):
         return _rebuild_tuple(value, tree, path=path, known=known)
     if not dataclasses.is_dataclass(value):
@@ -132,6 +133,16 @@ def _rebuild_tuple(value: tuple, tree: _Tree, *, path: str, known: Sequence[str]
         else:
             items[int(key)] = _rebuild(type(item), item, branch, path=inner, known=known)
     return tuple(items)
+
+
+def _group_with(declared: Any, value: Any, tree: _Tree) -> Any:
+    """The value; of a union, the defaults of another group where only that one has the keys."""
+    groups = [member for member in members(declared) if dataclasses.is_dataclass(member)]
+    names = {group: {field.name for field in dataclasses.fields(group)} for group in groups}
+    if type(value) not in names or tree.keys() <= names[type(value)]:
+        return value
+    others = [group for group in groups if tree.keys() <= names[group]]
+    return typing.cast(Any, others[0])() if len(others) == 1 else value
 
 
 def _default_of(declared: Any) -> Any:

@@ -8,11 +8,15 @@ from pipelines.config import ScheduleConfig
 
 def learning_rate_factor(config: ScheduleConfig, step: int, num_steps: int) -> float:
     """What the base learning rates are multiplied with in step `step` of 0..num_steps-1."""
+    progress = step / num_steps
+    ramp = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    if config.kind == "poly":
+        # falls from the first step on, during the warm-up too
+        return ramp * (1.0 - progress) ** config.power
     if step < config.warmup_steps:
-        return (step + 1) / (config.warmup_steps + 1)
+        return ramp
     if config.kind == "constant":
         return 1.0
-    progress = step / num_steps
     if config.kind == "multistep":
         return config.decay_factor ** bisect_right(config.milestones, progress)
     span = max(1, num_steps - config.warmup_steps)
