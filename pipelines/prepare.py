@@ -2,8 +2,13 @@
 
 scenes   procedural scenes in COCO's formats, made here, any number of them
 coco     a COCO-format folder (the scenes too) as tar shards with a manifest
+...      every other data set of `docs/data.md`, by name
+sources  what there is, which files each needs and where they are given out
 verify   read every shard again and compare checksums
+stats    what shards hold, as a table, JSON and a picture
 preview  PNG panels of what the training stream delivers
+
+The same command again continues where it was stopped, and is done at once when all is there.
 """
 
 import argparse
@@ -11,7 +16,9 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -24,6 +31,10 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from pipelines.data.evaluation_sets import EVALUATION_SETS
+from pipelines.data.preparation import PrepareRequest, prepare
+from pipelines.data.protection import removed_counts
+from pipelines.data.sources import SOURCES, Request, Source
 from pipelines.errors import DataError, ExitCode, PipelineError
 
 
@@ -47,8 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     sources = parser.add_subparsers(required=True, metavar="SOURCE")
     _add_scenes(sources.add_parser("scenes", help="make procedural scenes", allow_abbrev=False))
-    _add_coco(sources.add_parser("coco", help="pack a COCO-format folder", allow_abbrev=False))
+    for source in SOURCES:
+        parser_of_source = sources.add_parser(
+            source.name, help=source.description.replace("%", "%%"), allow_abbrev=False
+        )
+        _add_source(parser_of_source, source)
+    _add_list(sources.add_parser("sources", help="what there is", allow_abbrev=False))
     _add_verify(sources.add_parser("verify", help="check shards", allow_abbrev=False))
+    _add_stats(sources.add_parser("stats", help="count what is there", allow_abbrev=False))
     _add_preview(sources.add_parser("preview", help="draw samples", allow_abbrev=False))
     return parser
 
@@ -87,34 +104,114 @@ def _run_scenes(options: argparse.Namespace) -> None:
     print(f"{options.out}: {request.counts()}")
 
 
-def _add_coco(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--root", type=Path, required=True, help="COCO-format folder")
+def _add_source(parser: argparse.ArgumentParser, source: Source) -> None:
+    parser.description = f"{source.description}. From {source.url}. Licence: {source.licence}."
+    parser.add_argument("--root", type=Path, required=True, help="the data set's own folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of shards to make")
+    there_are = f"; there are {', '.join(source.splits)}" if source.splits else ""
     parser.add_argument(
-        "--split", nargs="+", default=["train"], metavar="SPLIT", help="splits to pack"
+        "--split",
+        nargs="+",
+        default=["train"],
+        metavar="SPLIT",
+        help=f"splits to pack; A+B or A=B+C packs both as A{there_are}",
     )
-    parser.add_argument("--refs", default=None, metavar="NAME", help="which refs(NAME).p to use")
+    for name in source.takes:
+        flags, settings = _TAKEN[name]
+        parser.add_argument(*flags, dest=name, **settings)
+    _add_protection(parser)
     parser.add_argument("--shard-mb", type=float, default=32.0, help="MiB of images in a shard")
+    parser.add_argument("--min-shards", type=int, default=1, metavar="N", help="so many at least")
+    parser.add_argument(
+        "--part",
+        type=_part,
+        default=(0, 1),
+        metavar="I/N",
+        help="pack only every Nth shard from the Ith on, counted from 0; the last part to finish "
+        "writes the manifest",
+    )
     _add_workers(parser)
-    parser.set_defaults(run=_run_coco)
+    parser.set_defaults(run=partial(_run_source, source))
 
 
-def _run_coco(options: argparse.Namespace) -> None:
-    from pipelines.data.packing import pack_coco
+# the options of `sources.Request`, by field
+_TAKEN: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "split_by": (
+        ("--split-by", "--refs"),
+        {"default": "", "metavar": "NAME", "help": "which refs(NAME).p to use"},
+    ),
+    "refer": (
+        ("--refer",),
+        {"type": Path, "metavar": "DIR", "help": "folder of refs(*).p and instances.json"},
+    ),
+    "images": (
+        ("--images",),
+        {"type": Path, "metavar": "DIR", "help": "folder of images, if not below --root"},
+    ),
+    "class_list": (
+        ("--classes",),
+        {"type": Path, "metavar": "FILE", "help": "one class on each line"},
+    ),
+}
 
+
+def _add_protection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--protect",
+        action="append",
+        default=[],
+        metavar="SET,SET",
+        help="leave out the images of these evaluation sets: `paper`, "
+        f"{', '.join(EVALUATION_SETS)}, ROOT:SPLIT of a COCO-format folder, or FILE.json",
+    )
+    parser.add_argument(
+        "--protect-root",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="where the files of those sets lie, if not below --root; repeatable",
+    )
+
+
+def _run_source(source: Source, options: argparse.Namespace) -> None:
+    taken = {name: getattr(options, name) for name in source.takes}
+    wanted = PrepareRequest(
+        source=source,
+        request=Request(root=options.root, split="", **taken),
+        splits=options.split,
+        protect=[name for text in options.protect for name in text.split(",") if name],
+        protect_roots=options.protect_root,
+        shard_bytes=int(options.shard_mb * 2**20),
+        min_shards=options.min_shards,
+        part=options.part,
+        num_workers=options.workers,
+    )
     with _progress("samples", None) as (progress, task):
-        manifest = pack_coco(
-            options.root,
+        manifest = prepare(
+            wanted,
             options.out,
-            options.split,
-            refs_name=options.refs,
-            shard_bytes=int(options.shard_mb * 2**20),
-            num_workers=options.workers,
             on_total=lambda total: progress.update(task, total=total),
             on_samples=lambda count: progress.advance(task, count),
         )
+    if manifest is None:
+        print(f"{options.out}: this part is done; others are still missing")
+        return
     for name, split in manifest.splits.items():
         print(f"{options.out} {name}: {len(split.shards)} shards, {split.counts}")
+        for (protects, reason), count in removed_counts(split).items():
+            print(f"{options.out} {name}: {count} removed, {reason} in {protects}")
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_run_list)
+
+
+def _run_list(options: argparse.Namespace) -> None:
+    for source in SOURCES:
+        print(f"{source.name}: {source.description}\n    licence: {source.licence}")
+        for needed in source.files:
+            print(f"    ROOT/{needed.path}   from {needed.url}")
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +230,21 @@ def _run_verify(options: argparse.Namespace) -> None:
     if problems:
         raise DataError("\n".join(("shards are damaged; prepare or copy them again.", *problems)))
     print(f"{options.shards}: {num_shards} shards are as they were written")
+
+
+def _add_stats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shards", type=Path, help="folder of shards")
+    parser.add_argument("--out", type=Path, help="folder for stats.json and histogram.png")
+    parser.set_defaults(run=_run_stats)
+
+
+def _run_stats(options: argparse.Namespace) -> None:
+    from pipelines.data.statistics import print_statistics, write_statistics
+
+    print_statistics(options.shards)
+    if options.out is not None:
+        for path in write_statistics(options.shards, options.out):
+            print(path)
 
 
 def _add_preview(parser: argparse.ArgumentParser) -> None:
@@ -178,6 +290,13 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes"
     )
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, separator, total = text.partition("/")
+    if not (separator and number.isdigit() and total.isdigit() and int(number) < int(total)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 0 to N - 1; got {text!r}")
+    return int(number), int(total)
 
 
 def _size_hw(text: str) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """A folder in COCO's own layout, as records: image, segments, instances, captions, phrases.
 
-    root/images/<split>/*.jpg
+    root/images/<split>/*.jpg, or root/<split>/*.jpg as COCO's archives unpack
     root/annotations/{panoptic,instances,captions}_<split>.json   each may be absent
     root/annotations/panoptic_<split>/*.png                       id = R + 256 G + 65536 B
     root/refs/instances.json, root/refs/refs(<name>).p            REFER's two files
@@ -10,7 +10,8 @@ record; an image which that kind's file does not list is `None` in that record.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,106 +22,45 @@ from numpy import ndarray
 from PIL import Image
 from pycocotools import mask as rle_codec
 
-from pipelines.data.refer import Sentence, read_references
+from pipelines.data.records import (
+    Category,
+    CocoRecord,
+    CocoSplit,
+    Instance,
+    PanopticSegment,
+    ReferredRegion,
+    Segmentation,
+)
+from pipelines.data.refer import read_references
 from pipelines.errors import DataError
 
 T = TypeVar("T")
-Segmentation = dict[str, Any] | list[list[float]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Category:
-    """A class; `name` is the file's, `prompt` is what a text encoder should read."""
-
-    id: int
-    name: str
-    is_thing: bool
-    supercategory: str = ""
-
-    @property
-    def prompt(self) -> str:
-        """The name without COCO's bookkeeping: `floor-other-merged` becomes `floor`.
-
-        Source: microsoft/X-Decoder utils/prompt_engineering.py
-        """
-        name = self.name
-        for suffix in ("-other", "-merged", "-stuff"):
-            name = name.replace(suffix, "")
-        return name
-
-
-@dataclass(frozen=True, kw_only=True)
-class PanopticSegment:
-    """One entry of `segments_info`; `id` is its value in the panoptic PNG."""
-
-    id: int
-    category_id: int
-    area: int
-    is_crowd: bool
-    bbox_xywh_px: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instance:
-    """One annotation of an instances file; `segmentation` is polygons or RLE, as in the file."""
-
-    id: int
-    category_id: int
-    segmentation: Segmentation
-    area: float
-    is_crowd: bool
-    bbox_xywh_px: tuple[float, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferredRegion:
-    """A region with the sentences that refer to it."""
-
-    ref_id: int
-    instance: Instance
-    sentences: tuple[Sentence, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoRecord:
-    """All that is known about one image; `None` marks a kind of annotation that is absent."""
-
-    image_id: int
-    image_path: Path
-    size_hw: tuple[int, int]
-    panoptic_path: Path | None
-    segments: tuple[PanopticSegment, ...] | None
-    instances: tuple[Instance, ...] | None
-    captions: tuple[str, ...] | None
-    refs: tuple[ReferredRegion, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CocoSplit:
-    """The records of one split, ordered by image id, with the classes that they use."""
-
-    name: str
-    records: tuple[CocoRecord, ...]
-    panoptic_categories: tuple[Category, ...]
-    instance_categories: tuple[Category, ...]
-    annotation_files: tuple[Path, ...]
-
-    def __iter__(self) -> Iterator[CocoRecord]:
-        return iter(self.records)
-
-    def __len__(self) -> int:
-        return len(self.records)
+KINDS = ("panoptic", "instances", "captions")
+# COCO's names of images, with and without the split of 2014
+_COCO_STEM = re.compile(r"(?:COCO_(?:train|val|test)20\d\d_)?(\d{12})")
+# Flickr's addresses of pictures: the id of the photograph, then a secret
+_FLICKR_PHOTO = re.compile(r"flickr\.com/(?:[^?#]*/)?(\d+)_[0-9a-f]+")
 
 
 class CocoFolder:
     """A COCO-format root; `split` reads one split of it.
 
     refs_name: which `refs/refs(<name>).p` to read; needed only where there are several.
+    refs_folder: where they are instead of `refs`. kinds: the annotation files to read.
     """
 
-    def __init__(self, root: str | Path, *, refs_name: str | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        refs_name: str | None = None,
+        refs_folder: Path | None = None,
+        kinds: tuple[str, ...] = KINDS,
+    ) -> None:
         self.root = Path(root)
         self.refs_name = refs_name
+        self.refs_folder = refs_folder or self.root / "refs"
+        self.kinds = kinds
         if not self.root.is_dir():
             raise DataError(
                 f"CocoFolder: root must be a folder; got {self.root}. "
@@ -128,9 +68,21 @@ class CocoFolder:
             )
 
     def split_names(self) -> tuple[str, ...]:
-        """The folders under `images`."""
-        entries = (self.root / "images").glob("*")
-        return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+        """The folders under `images`, or the folders of the root that are annotated."""
+        entries = {entry.name for entry in (self.root / "images").glob("*") if entry.is_dir()}
+        if not entries:
+            annotated = {
+                path.stem.partition("_")[2]
+                for kind in KINDS
+                for path in (self.root / "annotations").glob(f"{kind}_*.json")
+            }
+            entries = {name for name in annotated if (self.root / name).is_dir()}
+        return tuple(sorted(entries))
+
+    def image_folder(self, split: str) -> Path:
+        """Where the images of a split are."""
+        folder = self.root / "images" / split
+        return folder if folder.is_dir() else self.root / split
 
     def resolve_split(self, name: str) -> str:
         """`name` itself, or the only split that is `name` and a year (`train` -> `train2017`)."""
@@ -151,34 +103,39 @@ class CocoFolder:
         """
         split = self.resolve_split(name)
         folder = self.root / "annotations"
-        paths = {kind: folder / f"{kind}_{split}.json" for kind in _KINDS}
+        paths = {kind: folder / f"{kind}_{split}.json" for kind in self.kinds}
         paths = {kind: path for kind, path in paths.items() if path.exists()}
         if not paths:
-            expected = ", ".join(f"{kind}_{split}.json" for kind in _KINDS)
+            expected = ", ".join(f"{kind}_{split}.json" for kind in self.kinds)
             raise DataError(f"{folder}: must hold at least one of {expected}; found none.")
-        documents = {kind: _Document.read(path) for kind, path in paths.items()}
+        documents = {kind: Document.read(path) for kind, path in paths.items()}
         refs_path = self._refs_path()
-        refs = _read_refs(self.root, refs_path, split) if refs_path else {}
+        refs = read_regions(refs_path, {split, _without_year(split)}) if refs_path else {}
         return CocoSplit(
             name=split,
-            records=_records(self.root, split, documents, refs),
-            panoptic_categories=_categories(documents.get("panoptic")),
-            instance_categories=_categories(documents.get("instances")),
+            records=_records(self.image_folder(split), self._png_folder(split), documents, refs),
+            panoptic_categories=parse_categories(documents.get("panoptic")),
+            instance_categories=parse_categories(documents.get("instances")),
             annotation_files=(*paths.values(), *((refs_path,) if refs_path else ())),
         )
 
+    def _png_folder(self, split: str) -> Path:
+        folder = self.root / "annotations" / f"panoptic_{split}"
+        beside = self.root / f"panoptic_{split}"
+        return beside if beside.is_dir() and not folder.is_dir() else folder
+
     def _refs_path(self) -> Path | None:
-        found = {path.name[5:-3]: path for path in sorted((self.root / "refs").glob("refs(*).p"))}
+        found = {path.name[5:-3]: path for path in sorted(self.refs_folder.glob("refs(*).p"))}
         if self.refs_name is not None:
             if self.refs_name not in found:
                 raise DataError(
-                    f"{self.root}/refs: refs_name must be one of {list(found)}; "
+                    f"{self.refs_folder}: refs_name must be one of {list(found)}; "
                     f"got {self.refs_name!r}."
                 )
             return found[self.refs_name]
         if len(found) > 1:
             raise DataError(
-                f"{self.root}/refs: holds several reference lists {list(found)}; "
+                f"{self.refs_folder}: holds several reference lists {list(found)}; "
                 "say which one with refs_name."
             )
         return next(iter(found.values()), None)
@@ -222,7 +179,19 @@ def read_segment_ids(path: Path) -> Int32[ndarray, "h w"]:
     return pixels.astype(np.int32) @ np.array([1, 256, 65536], np.int32)  # [h, w]
 
 
-_KINDS = ("panoptic", "instances", "captions")
+def coco_identities(file_name: str) -> tuple[str, ...]:
+    """The COCO id in a file name, as an identity; none where the name is not COCO's.
+
+    The pictures of 2014 and 2017 are the same under the same id.
+    """
+    match = _COCO_STEM.fullmatch(Path(file_name).stem)
+    return (f"coco:{int(match[1])}",) if match else ()
+
+
+def flickr_identities(url: str) -> tuple[str, ...]:
+    """The id of the photograph at one of Flickr's addresses, as an identity; none elsewhere."""
+    match = _FLICKR_PHOTO.search(url)
+    return (f"flickr:{int(match[1])}",) if match else ()
 
 
 def _without_year(split: str) -> str:
@@ -230,15 +199,22 @@ def _without_year(split: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Document:
+class Document:
+    """An annotation file of COCO's kind, its annotations by image."""
+
     path: Path
     images: dict[int, dict[str, Any]]
     annotations: dict[int, list[dict[str, Any]]]
     categories: list[dict[str, Any]]
 
     @classmethod
-    def read(cls, path: Path) -> "_Document":
-        document = _load_json(path)
+    def read(cls, path: Path) -> "Document":
+        """The file at `path`.
+
+        Raises:
+            DataError: it is unreadable or lacks its lists.
+        """
+        document = load_json(path)
         annotations: dict[int, list[dict[str, Any]]] = {}
         try:
             for entry in document["annotations"]:
@@ -257,6 +233,11 @@ class _Document:
         )
 
     def parsed(self, image_id: int, build: Callable[[dict[str, Any]], T]) -> tuple[T, ...] | None:
+        """The annotations of an image as `build` makes them; None for an image not listed.
+
+        Raises:
+            DataError: an annotation lacks a field.
+        """
         if image_id not in self.images:
             return None
         return tuple(
@@ -264,7 +245,12 @@ class _Document:
         )
 
 
-def _load_json(path: Path) -> Any:
+def load_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -295,7 +281,8 @@ def _segments(entry: dict[str, Any]) -> tuple[str, tuple[PanopticSegment, ...]]:
     return str(entry["file_name"]), segments
 
 
-def _instance(entry: dict[str, Any]) -> Instance:
+def parse_instance(entry: dict[str, Any]) -> Instance:
+    """One entry of an instances file."""
     if not isinstance(entry["segmentation"], list | dict):
         raise TypeError("segmentation must be polygons or RLE")
     return Instance(
@@ -312,7 +299,8 @@ def _caption(entry: dict[str, Any]) -> str:
     return str(entry["caption"]).strip()
 
 
-def _categories(document: _Document | None) -> tuple[Category, ...]:
+def parse_categories(document: Document | None) -> tuple[Category, ...]:
+    """The classes that a file lists, in its order; things unless it says otherwise."""
     if document is None:
         return ()
     return tuple(
@@ -326,13 +314,17 @@ def _categories(document: _Document | None) -> tuple[Category, ...]:
     )
 
 
-def _read_refs(root: Path, path: Path, split: str) -> dict[int, list[ReferredRegion]]:
-    wanted = {split, _without_year(split)}
-    references = [ref for ref in read_references(path) if ref.split in wanted]
+def read_regions(path: Path, splits: set[str]) -> dict[int, list[ReferredRegion]]:
+    """The referred regions of REFER's list, by image; `instances.json` lies beside the list.
+
+    Raises:
+        DataError: a file is missing or damaged, or the list names an annotation that is not there.
+    """
+    references = [ref for ref in read_references(path) if ref.split in splits]
     if not references:
         return {}
-    instances_path = root / "refs" / "instances.json"
-    entries = {entry["id"]: entry for entry in _load_json(instances_path)["annotations"]}
+    instances_path = path.parent / "instances.json"
+    entries = {entry["id"]: entry for entry in load_json(instances_path)["annotations"]}
     regions: dict[int, list[ReferredRegion]] = {}
     for reference in references:
         entry = entries.get(reference.ann_id)
@@ -343,7 +335,7 @@ def _read_refs(root: Path, path: Path, split: str) -> dict[int, list[ReferredReg
             )
         region = ReferredRegion(
             ref_id=reference.ref_id,
-            instance=_parsed(instances_path, entry, _instance),
+            instance=_parsed(instances_path, entry, parse_instance),
             sentences=reference.sentences,
         )
         regions.setdefault(reference.image_id, []).append(region)
@@ -351,9 +343,9 @@ def _read_refs(root: Path, path: Path, split: str) -> dict[int, list[ReferredReg
 
 
 def _records(
-    root: Path,
-    split: str,
-    documents: dict[str, _Document],
+    image_folder: Path,
+    png_folder: Path,
+    documents: dict[str, Document],
     refs: dict[int, list[ReferredRegion]],
 ) -> tuple[CocoRecord, ...]:
     images: dict[int, dict[str, Any]] = {}
@@ -367,19 +359,23 @@ def _records(
         records.append(
             CocoRecord(
                 image_id=image_id,
-                image_path=root / "images" / split / image["file_name"],
+                image_path=image_folder / image["file_name"],
                 size_hw=(int(image["height"]), int(image["width"])),
-                panoptic_path=root / "annotations" / f"panoptic_{split}" / png if png else None,
+                panoptic_path=png_folder / png if png else None,
                 segments=segments,
-                instances=_of_image(documents.get("instances"), image_id, _instance),
+                instances=_of_image(documents.get("instances"), image_id, parse_instance),
                 captions=_of_image(documents.get("captions"), image_id, _caption),
                 refs=tuple(refs.get(image_id, ())),
+                identities=(
+                    *coco_identities(image["file_name"]),
+                    *flickr_identities(image.get("flickr_url", "")),
+                ),
             )
         )
     return tuple(records)
 
 
 def _of_image(
-    document: _Document | None, image_id: int, build: Callable[[dict[str, Any]], T]
+    document: Document | None, image_id: int, build: Callable[[dict[str, Any]], T]
 ) -> tuple[T, ...] | None:
     return document.parsed(image_id, build) if document else None

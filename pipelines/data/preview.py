@@ -1,10 +1,17 @@
-"""Panels of what training sees: the augmented image, its segments, its phrases, its caption."""
+"""Panels of what training sees: the augmented image, its segments, its phrases, its caption.
 
+Instances that no task draws from yet, boxes above all, are shown as they were annotated.
+"""
+
+import io
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipelines.data.coco import decode_mask
 from pipelines.data.collate import (
     ImageTextSample,
     SegmentationSample,
@@ -46,6 +53,7 @@ def draw_preview(
     manifest = read_manifest(folder)
     raw = _find(folder, split, key)
     annotations = decode_annotations(raw)
+    document = json.loads(raw.member("json"))
     vocabulary = Vocabulary(names=manifest.names, is_thing=manifest.is_thing)
     augment = augment or AugmentConfig(flip_prob=0.0)
     size_hw = size_hw or annotations.size_hw
@@ -56,17 +64,20 @@ def draw_preview(
     if annotations.segments is not None:
         config = SegmentationDataConfig(size_hw=size_hw, augment=augment, max_phrases=max_phrases)
         sample = build_segmentation_sample(raw, config, seed=seed, epoch=epoch)
-        pictures += _segmented(sample, vocabulary)
+        pictures += _segmented(sample, vocabulary, kicker=document.get("annotation", "panoptic"))
+    elif document["instances"]:
+        pictures.append(_annotated(raw, document, vocabulary))
     if not pictures:
-        raise DataError(f"{raw.shard}: sample {key} has neither captions nor segments to show.")
+        raise DataError(f"{raw.shard}: sample {key} has neither captions nor regions to show.")
     return contact_sheet(pictures, num_columns=min(3, len(pictures)))
 
 
 def sample_keys(folder: Path, split: str) -> tuple[str, ...]:
     """The keys of a split in shard order, without samples that have nothing to draw."""
     index = read_index(folder, read_manifest(folder).split(folder, split))
-    drawable = (index["num_captions"] > 0) | (index["num_segments"] >= 0)
-    return tuple(key.decode("utf-8") for key in index["key"][drawable])
+    is_drawable = (index["num_captions"] > 0) | (index["num_segments"] >= 0)
+    is_drawable |= index["num_instances"] > 0
+    return tuple(key.decode("utf-8") for key in index["key"][is_drawable])
 
 
 def _find(folder: Path, split: str, key: str) -> RawSample:
@@ -89,7 +100,35 @@ def _captioned(sample: ImageTextSample) -> list[Image.Image]:
     return [with_strip(enlarged(_pixels(sample)), sample.caption, kicker=f"caption {sample.key}")]
 
 
-def _segmented(sample: SegmentationSample, vocabulary: Vocabulary) -> list[Image.Image]:
+def _annotated(raw: RawSample, document: dict[str, Any], vocabulary: Vocabulary) -> Image.Image:
+    with Image.open(io.BytesIO(raw.member("jpg"))) as picture:
+        pixels = np.asarray(picture.convert("RGB"))  # [h, w, 3]
+    size_hw = (pixels.shape[0], pixels.shape[1])
+    segments = [
+        DrawnSegment(
+            region=_region(entry, size_hw),
+            label=vocabulary.names[entry["class_id"]],
+            colour=class_colour(entry["class_id"]),
+        )
+        for entry in document["instances"]
+    ]
+    text = f"{len(segments)} instances, {size_hw[0]} x {size_hw[1]}"
+    drawn = draw_segments(pixels, segments)
+    return with_strip(drawn, text, kicker=document.get("annotation", "instances"))
+
+
+def _region(entry: dict[str, Any], size_hw: tuple[int, int]) -> np.ndarray:
+    if entry["rle"] is not None:
+        return decode_mask({"size": list(size_hw), "counts": entry["rle"]}, size_hw)
+    left, top, width, height = (round(value) for value in entry["bbox"])
+    region = np.zeros(size_hw, bool)
+    region[max(0, top) : top + height, max(0, left) : left + width] = True
+    return region
+
+
+def _segmented(
+    sample: SegmentationSample, vocabulary: Vocabulary, *, kicker: str
+) -> list[Image.Image]:
     pixels = _pixels(sample)
     height, width = sample.valid_hw
     segments = [
@@ -104,7 +143,7 @@ def _segmented(sample: SegmentationSample, vocabulary: Vocabulary) -> list[Image
         )
     ]
     names = f"{len(segments)} segments, {height} x {width}"
-    pictures = [with_strip(draw_segments(pixels, segments), names, kicker="panoptic")]
+    pictures = [with_strip(draw_segments(pixels, segments), names, kicker=kicker)]
     for text, mask in zip(sample.phrases.phrases, sample.phrases.masks, strict=True):
         drawn = draw_region(pixels, mask[:height, :width].numpy())
         pictures.append(with_strip(drawn, text, kicker="phrase"))

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,12 @@ def test_samples_with_captions_only_are_drawn(own_root: Path, tmp_path: Path) ->
 def test_samples_with_nothing_to_draw_are_refused(own_root: Path, tmp_path: Path) -> None:
     for kind in ("panoptic", "captions"):
         (own_root / f"annotations/{kind}_val.json").unlink()
+    path = own_root / "annotations/instances_val.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
     pack_coco(own_root, tmp_path / "out", ["val"])
     assert sample_keys(tmp_path / "out", "val") == ()
     key = next((own_root / "images/val").iterdir()).stem
-    with pytest.raises(DataError, match=f"sample {key} has neither captions nor segments"):
+    with pytest.raises(DataError, match=f"sample {key} has neither captions nor regions"):
         draw_preview(tmp_path / "out", "val", key)
 
 
