@@ -20,6 +20,7 @@ from pipelines.cli import main_of
 from pipelines.config import RunConfig
 from pipelines.engine.checkpoint import find_checkpoint, load_model
 from pipelines.errors import ConfigError, ExitCode
+from pipelines.evaluation.files.command import HELP, add_file_options, is_about_files, score
 from pipelines.evaluation.options import EvaluationOptions, options_of_run
 from pipelines.evaluation.provenance import checkpoint_facts, config_hash
 from pipelines.evaluation.run import STAGES, evaluate
@@ -42,10 +43,12 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.evaluate",
         description=__doc__,
+        epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint folder")
+    add_file_options(parser)
+    parser.add_argument("--checkpoint", type=Path, help="run or checkpoint folder")
     parser.add_argument("--root", type=Path, help="COCO-format folder; default: the run's own")
     parser.add_argument("--split", help="default: the run's own, else val")
     parser.add_argument("--zero-shot-split", help="split that shows pairs training never does")
@@ -56,7 +59,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=size_hw_of, metavar="HxW", help="default: as in training")
     parser.add_argument("--object-threshold", type=float, help="of panoptic segments")
     parser.add_argument("--without-controls", action="store_true", help="skip exchanged texts")
-    parser.add_argument("--with-java", action="store_true", help="METEOR, and Stanford's tokenizer")
     parser.add_argument("--without-ema", action="store_true", help="weights, not their average")
     parser.add_argument("--quiet", action="store_true", help="no progress bar and no table")
     return parser
@@ -64,6 +66,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> ExitCode:
     """Evaluate, write the report, print the table."""
+    if is_about_files(options):
+        score(options)
+        return ExitCode.FINISHED
     started = time.perf_counter()
     folder = find_checkpoint(options.checkpoint)
     model, config = load_model(folder, ema=not options.without_ema)
@@ -142,7 +147,7 @@ def _settings_of(options: argparse.Namespace, config: RunConfig) -> EvaluationOp
         "batch_size": options.batch_size,
         "object_threshold": options.object_threshold,
         "with_controls": not options.without_controls,
-        "with_java": options.with_java,
+        "java": options.java,
     }
     given = {name: value for name, value in asked.items() if value is not None}
     return dataclasses.replace(options_of_run(config), **given)

@@ -4,7 +4,6 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,43 +47,84 @@ def mask_result(
     }
 
 
+def coco_of(document: Mapping[str, Any]) -> COCO:
+    """COCO's index over ground truth that is already in memory."""
+    truth = COCO()
+    truth.dataset = {"info": {}, **document}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth
+
+
 def score_instances(
     *,
-    truth_json: Path,
+    truth: COCO,
     results: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int],
     kind: str = "segm",
 ) -> InstanceScores:
     """COCO average precision of results over some images; at most 100 results an image.
 
-    kind: "segm" or "bbox". Results of other images and categories do not count.
+    kind: "segm" or "bbox". Results of other images and categories do not count. Sizes of objects
+    are those of their masks where masks are compared, also if results carry boxes.
 
-    Source: cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py.
+    Source: cocodataset/cocoapi, PythonAPI/pycocotools/cocoeval.py; the boxes are left out as in
+    facebookresearch/detectron2, evaluation/coco_evaluation.py.
     """
+    unused = {"bbox"} if kind == "segm" else set()
+    wanted = set(image_ids)
+    kept = [
+        {key: value for key, value in row.items() if key not in unused}
+        for row in results
+        if row["image_id"] in wanted
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(truth_json))
-        truth.dataset.setdefault("info", {})
-        wanted = set(image_ids)
-        kept = [dict(row) for row in results if row["image_id"] in wanted]
         evaluation = COCOeval(truth, _load(truth, kept), kind)
         evaluation.params.imgIds = sorted(wanted)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    stats = tuple(float(value) for value in evaluation.stats)
+    stats = _twelve(evaluation)
     return InstanceScores(
         ap=stats[0], ap50=stats[1], ap75=stats[2], stats=stats, per_class_ap=_per_class(evaluation)
     )
 
 
 def _load(truth: COCO, results: list[dict[str, Any]]) -> COCO:
-    if results:
-        return truth.loadRes(results)
     # loadRes needs a first entry to tell masks from boxes
-    nothing = COCO()
-    nothing.dataset = {**truth.dataset, "annotations": []}
-    nothing.createIndex()
-    return nothing
+    return truth.loadRes(results) if results else coco_of({**truth.dataset, "annotations": []})
+
+
+def _twelve(evaluation: COCOeval) -> tuple[float, ...]:
+    """The official summary; the order of its sums is written out, as numpy's has changed."""
+    # [thresholds, recalls, classes, areas, maxDets] and the same without recalls
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    at = {t: int(np.abs(evaluation.params.iouThrs - t).argmin()) for t in (0.5, 0.75)}
+    parts = [
+        precision[..., 0, -1],
+        precision[at[0.5], ..., 0, -1],
+        precision[at[0.75], ..., 0, -1],
+        *(precision[..., area, -1] for area in (1, 2, 3)),
+        *(recall[..., 0, limit] for limit in (0, 1, 2)),
+        *(recall[..., area, -1] for area in (1, 2, 3)),
+    ]
+    return tuple(_mean(part[part > -1].tolist()) for part in parts)
+
+
+def _mean(values: list[float]) -> float:
+    """The mean by pairwise summation in blocks of 128, eight sums at a time; -1 of nothing."""
+    return _sum(values) / len(values) if values else -1.0
+
+
+def _sum(values: list[float]) -> float:
+    count = len(values)
+    if count < 8:
+        return sum(values)
+    if count > 128:
+        half = count // 2 - count // 2 % 8
+        return _sum(values[:half]) + _sum(values[half:])
+    whole = count - count % 8
+    a, b, c, d, e, f, g, h = (sum(values[start:whole:8]) for start in range(8))
+    return sum(values[whole:], ((a + b) + (c + d)) + ((e + f) + (g + h)))
 
 
 def _per_class(evaluation: COCOeval) -> dict[int, float]:

@@ -20,7 +20,7 @@ class EvaluationOptions:
     minimum_score: of instances.
     retrieval_pool: recall is taken over disjoint sets of this many images.
     with_controls: also score with texts exchanged, which doubles the work for phrases.
-    with_java: METEOR, and Stanford's tokenizer.
+    java: "auto", "never" or "need": METEOR, and Stanford's tokenizer.
     """
 
     size_hw: tuple[int, int]
@@ -35,7 +35,7 @@ class EvaluationOptions:
     templates: tuple[str, ...] = ("{}.",)
     retrieval_pool: int = 100
     with_controls: bool = True
-    with_java: bool = False
+    java: str = "never"
     max_images: int = 0
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Where a number comes from: protocol, tools, ground truth, weights, configuration."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -9,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import RunConfig
+from pipelines.evaluation.captions import OWN_TOKENIZER, STANFORD_TOKENIZER
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.overrides import to_json
 
-_TOOLS = ("torch", "timm", "numpy", "pillow", "pycocotools", "hotcoco", "pycocoevalcap")
+_TOOLS = ("torch", "timm", "numpy", "pillow", "pycocotools", "pycocoevalcap")
 
 
 def protocols(options: EvaluationOptions) -> dict[str, str]:
     """How each family of metrics is defined, as an id; equal ids mean comparable numbers."""
     seen = f"fit-{options.size_hw[0]}x{options.size_hw[1]}"
     read = f"fit-{options.text_size_hw[0]}x{options.text_size_hw[1]}"
-    tokenizer = "stanford-ptb" if options.with_java else "ptb-rules"
+    tokenizer = OWN_TOKENIZER if options.java == "never" else STANFORD_TOKENIZER
     return {
         "pq": f"coco-panoptic/{seen}/object-{options.object_threshold:g}"
         f"/overlap-{options.overlap_threshold:g}",
@@ -36,18 +38,20 @@ def protocols(options: EvaluationOptions) -> dict[str, str]:
 
 def tool_versions() -> dict[str, str]:
     """Versions of Python and of the packages that numbers depend on; absent ones say so."""
-    versions = {"python": platform.python_version()}
-    for name in _TOOLS:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    return {"python": platform.python_version()} | {name: _version(name) for name in _TOOLS}
+
+
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 def file_hashes(paths: Iterable[Path], *, root: Path) -> dict[str, str]:
     """SHA-256 of files, by their path below `root`."""
-    return {path.relative_to(root).as_posix(): _digest(path) for path in sorted(set(paths))}
+    return {path.relative_to(root).as_posix(): digest_of_file(path) for path in sorted(set(paths))}
 
 
 def config_hash(config: RunConfig) -> str:
@@ -63,10 +67,11 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     if state.is_file():
         facts["step"] = json.loads(state.read_text())["step"]
     if manifest.is_file():
-        facts["sha256"] = _digest(manifest)
+        facts["sha256"] = digest_of_file(manifest)
     return facts
 
 
-def _digest(path: Path) -> str:
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,8 +24,12 @@ class ReferringScores:
 
 @dataclass
 class ReferringOverlap:
-    """Pixels in common and in union, one pair for each sentence, in the order of arrival."""
+    """Pixels in common and in union, one pair for each sentence, in the order of arrival.
 
+    epsilon: added to each union in the mean and the precisions, as some protocols do.
+    """
+
+    epsilon: float = 0.0
     intersections: list[int] = field(default_factory=list)
     unions: list[int] = field(default_factory=list)
 
@@ -60,7 +64,7 @@ class ReferringOverlap:
             return ReferringScores(ciou=nothing, miou=nothing, precision=precision, num_sentences=0)
         intersections = np.array(self.intersections, dtype=np.int64)
         unions = np.array(self.unions, dtype=np.int64)
-        overlaps = intersections / np.maximum(unions, 1)
+        overlaps = intersections / (np.maximum(unions, 1) + self.epsilon)
         return ReferringScores(
             ciou=float(intersections.sum() / max(int(unions.sum()), 1)),
             miou=float(overlaps.mean()),

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 RANKS = (1, 5, 10)
 
@@ -36,8 +36,10 @@ def score_retrieval(
     pool: int | None = None,
     chunk: int = 1024,
 ) -> RetrievalScores:
-    """Recall by the dot product of unit vectors, computed in float32 over `chunk` rows at a time.
+    """Recall by the dot product of unit vectors, `chunk` rows of similarities at a time.
 
+    Products are summed in double precision and rounded to single, so that neither the size of a
+    chunk nor the machine decides about ties, and equal vectors are equally similar.
     image_of_text: row of the image that each caption was written for. pool: images are cut into
     disjoint sets of this many, in order, and the recall is the mean over full sets (one set of
     all images where there are fewer).
@@ -45,17 +47,41 @@ def score_retrieval(
     Raises:
         ValueError: a caption's image does not exist, or an image has no caption.
     """
-    owners = np.asarray(image_of_text, dtype=np.int64)
-    if len(owners) != len(texts) or set(owners.tolist()) != set(range(len(images))):
-        raise ValueError(
-            f"score_retrieval: every one of the {len(images)} images needs a caption and every "
-            f"one of the {len(texts)} captions an image; got {len(owners)} owners, "
-            f"{len(set(owners.tolist()))} distinct."
-        )
+    owners = _owners(len(images), len(texts), image_of_text)
     parts = []
     for start, stop in _pools(len(images), pool):
         mine = (owners >= start) & (owners < stop)
         parts.append(_pool_ranks(images[start:stop], texts[mine], owners[mine] - start, chunk))
+    return _scores_of(parts)
+
+
+def score_similarity(
+    similarity: Float[np.ndarray, "i t"], image_of_text: Sequence[int]
+) -> RetrievalScores:
+    """Recall by given similarities, compared as they are.
+
+    Raises:
+        ValueError: a caption's image does not exist, or an image has no caption.
+    """
+    owners = _owners(len(similarity), similarity.shape[1], image_of_text)
+    is_own = owners[None, :] == np.arange(len(similarity))[:, None]  # [I, T]
+    return _scores_of([(_ranks(similarity, is_own), _ranks(similarity.T, is_own.T))])
+
+
+def _owners(num_images: int, num_texts: int, image_of_text: Sequence[int]) -> Int[np.ndarray, " t"]:
+    owners = np.asarray(image_of_text, dtype=np.int64)
+    if len(owners) != num_texts or set(owners.tolist()) != set(range(num_images)):
+        raise ValueError(
+            f"score_retrieval: every one of the {num_images} images needs a caption and every "
+            f"one of the {num_texts} captions an image; got {len(owners)} owners, "
+            f"{len(set(owners.tolist()))} distinct."
+        )
+    return owners
+
+
+def _scores_of(
+    parts: Sequence[tuple[Int[np.ndarray, " i"], Int[np.ndarray, " t"]]],
+) -> RetrievalScores:
     return RetrievalScores(
         image_to_text=_recalls([part[0] for part in parts]),
         text_to_image=_recalls([part[1] for part in parts]),
@@ -77,22 +103,32 @@ def _pool_ranks(
     chunk: int,
 ) -> tuple[Int[np.ndarray, " i"], Int[np.ndarray, " t"]]:
     """How many wrong answers come before or level with the best right one, for each query."""
-    images, texts = images.astype(np.float32), texts.astype(np.float32)
-    is_own = owners[None, :] == np.arange(len(images))[:, None]  # [I, T]
+    images, texts = images.astype(np.float64), texts.astype(np.float64)
+    places = np.arange(len(images))
     from_images = [
-        _ranks(images[rows] @ texts.T, is_own[rows]) for rows in _slices(len(images), chunk)
+        _ranks(_similarity(images[rows], texts), owners[None, :] == places[rows, None])
+        for rows in _slices(len(images), chunk)
     ]
     from_texts = [
-        _ranks(texts[rows] @ images.T, is_own.T[rows]) for rows in _slices(len(texts), chunk)
+        _ranks(_similarity(texts[rows], images), owners[rows, None] == places[None, :])
+        for rows in _slices(len(texts), chunk)
     ]
     return np.concatenate(from_images), np.concatenate(from_texts)
+
+
+def _similarity(
+    queries: Float[np.ndarray, "q c"], answers: Float[np.ndarray, "a c"]
+) -> Float[np.ndarray, "q a"]:
+    return (queries @ answers.T).astype(np.float32)  # [Q, A]
 
 
 def _slices(count: int, chunk: int) -> list[slice]:
     return [slice(start, start + chunk) for start in range(0, count, chunk)]
 
 
-def _ranks(similarity: Float[np.ndarray, "q a"], is_right: np.ndarray) -> Int[np.ndarray, " q"]:
+def _ranks(
+    similarity: Float[np.ndarray, "q a"], is_right: Bool[np.ndarray, "q a"]
+) -> Int[np.ndarray, " q"]:
     best = np.where(is_right, similarity, -np.inf).max(1, keepdims=True)  # [Q, 1]
     return ((similarity >= best) & ~is_right).sum(1)
 

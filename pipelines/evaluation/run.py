@@ -173,7 +173,7 @@ def _stages(
         "segmentation": lambda: SegmentationStage(split),
         "referring": lambda: ReferringStage(split.records, with_controls=controls),
         "captioning": lambda: CaptionStage(
-            split.records, with_controls=controls, with_java=options.with_java
+            split.records, with_controls=controls, java=options.java
         ),
         "retrieval": lambda: RetrievalStage(pool=options.retrieval_pool, with_controls=controls),
     }

@@ -1,8 +1,7 @@
 """PQ, AP and mIoU of a split."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,14 @@ import numpy as np
 from jaxtyping import Int
 
 from pipelines.data.coco import CocoRecord, CocoSplit, read_segment_ids
-from pipelines.evaluation.instance import mask_result, score_instances
-from pipelines.evaluation.panoptic import PanopticPredictions, PanopticScores, score_predictions
+from pipelines.evaluation.instance import coco_of, mask_result, score_instances
+from pipelines.evaluation.panoptic import (
+    PanopticPredictions,
+    PanopticScores,
+    PanopticTally,
+    TrueSegment,
+    match_segments,
+)
 from pipelines.evaluation.predictor import FoundSegments, ImageArray, Predictor
 from pipelines.evaluation.semantic import IGNORE, SemanticConfusion
 from xdecoder.batch import Vocabulary
@@ -33,6 +38,7 @@ class SegmentationStage:
         self.category_ids = [category.id for category in categories]
         self.class_of = {category.id: index for index, category in enumerate(categories)}
         self.panoptic = PanopticPredictions()
+        self.tally = PanopticTally(is_thing={c.id: c.is_thing for c in categories})
         self.confusion = SemanticConfusion(len(categories))
         self.instances: list[dict[str, Any]] = []
         self.instance_image_ids: list[int] = []
@@ -63,7 +69,7 @@ class SegmentationStage:
         details: dict[str, Any] = {}
         names = dict(zip(self.category_ids, self.vocabulary.names, strict=True))
         if self.panoptic_image_ids:
-            scores = self._panoptic_scores()
+            scores = self.tally.result()
             values |= _panoptic_values(scores)
             semantic = self.confusion.result()
             values["miou"] = 100 * semantic.miou
@@ -76,7 +82,7 @@ class SegmentationStage:
             }
         if self.instance_image_ids:
             instance = score_instances(
-                truth_json=self._annotation_file("instances"),
+                truth=coco_of(json.loads(self._annotation_file("instances").read_text())),
                 results=self.instances,
                 image_ids=self.instance_image_ids,
             )
@@ -96,15 +102,6 @@ class SegmentationStage:
         self.panoptic.write(folder / "panoptic.json")
         (folder / "instances.json").write_text(json.dumps(self.instances))
 
-    def _panoptic_scores(self) -> PanopticScores:
-        truth = self._annotation_file("panoptic")
-        return score_predictions(
-            self.panoptic,
-            truth_json=truth,
-            truth_folder=truth.with_suffix(""),
-            image_ids=self.panoptic_image_ids,
-        )
-
     def _annotation_file(self, kind: str) -> Path:
         return next(
             path for path in self._split.annotation_files if path.name.startswith(f"{kind}_")
@@ -120,14 +117,22 @@ class SegmentationStage:
         for segment in record.segments or ():
             truth[truth_ids == segment.id] = self.class_of[segment.category_id]
         self.confusion.add(truth, found.semantic)
-        true_classes = {
-            segment.id: self.class_of[segment.category_id]
-            for segment in record.segments or ()
-            if not segment.is_crowd
-        }
-        self._quality_of_image[record.image_id] = image_quality(
-            truth_ids, true_classes, found.segment_ids, found.classes
+        matches = match_segments(
+            truth_ids,
+            [
+                TrueSegment(
+                    id=segment.id,
+                    category_id=segment.category_id,
+                    is_crowd=segment.is_crowd,
+                    area=segment.area,
+                )
+                for segment in record.segments or ()
+            ],
+            found.segment_ids,
+            categories,
         )
+        self.tally.add(matches)
+        self._quality_of_image[record.image_id] = matches.quality
 
     def _take_instances(self, record: CocoRecord, found: FoundSegments) -> None:
         self.instance_image_ids.append(record.image_id)
@@ -140,29 +145,6 @@ class SegmentationStage:
             )
             for instance in found.instances
         ]
-
-
-def image_quality(
-    truth_ids: Int[np.ndarray, "h w"],
-    true_classes: Mapping[int, int],
-    found_ids: Int[np.ndarray, "h w"],
-    found_classes: Mapping[int, int],
-) -> float:
-    """Panoptic quality of one image over all classes together, 0..1; to find good and bad ones."""
-    pairs, counts = np.unique(
-        np.stack([truth_ids.ravel(), found_ids.ravel()]), axis=1, return_counts=True
-    )
-    true_area = dict(zip(*np.unique(truth_ids, return_counts=True), strict=True))
-    found_area = dict(zip(*np.unique(found_ids, return_counts=True), strict=True))
-    total, matched = 0.0, 0
-    for (true, found), shared in zip(pairs.T, counts, strict=True):
-        if true_classes.get(int(true), -1) != found_classes.get(int(found), -2):
-            continue
-        overlap = shared / (true_area[true] + found_area[found] - shared)
-        if overlap > 0.5:
-            total, matched = total + float(overlap), matched + 1
-    num_segments = (len(true_classes) + len(found_classes)) / 2
-    return total / num_segments if num_segments else math.nan
 
 
 def _panoptic_values(scores: PanopticScores) -> Values:

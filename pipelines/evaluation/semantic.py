@@ -14,7 +14,8 @@ class SemanticScores:
 
     miou: over classes with a union, true or predicted (detectron2, X-Decoder, mmsegmentation);
     num_classes_in_mean: how many those are; miou_truth: over classes that occur in the truth;
-    miou_all: absent classes count as 0 (sceneparsing). Means are NaN where nothing counts.
+    miou_all: absent classes count as 0 (sceneparsing); fwiou: weighted by pixels of the truth;
+    mean_accuracy: over classes that occur in the truth. Means are NaN where nothing counts.
     """
 
     miou: float
@@ -23,6 +24,8 @@ class SemanticScores:
     num_classes_in_truth: int
     miou_all: float
     pixel_accuracy: float
+    mean_accuracy: float
+    fwiou: float
     per_class: Float[np.ndarray, " k"]
 
 
@@ -83,6 +86,10 @@ class SemanticConfusion:
             num_classes_in_truth=int(is_true.sum()),
             miou_all=float(np.nansum(per_class) / max(self.num_classes, 1)),
             pixel_accuracy=float(hits.sum() / true.sum()) if true.sum() else float("nan"),
+            mean_accuracy=_mean(hits[is_true] / true[is_true]),
+            fwiou=float((per_class[is_true] * true[is_true]).sum() / true.sum())
+            if true.sum()
+            else float("nan"),
             per_class=per_class,
         )
 

@@ -25,14 +25,14 @@ class CaptionStage:
         records: Sequence[CocoRecord],
         *,
         with_controls: bool = True,
-        with_java: bool = False,
+        java: str = "never",
     ) -> None:
         captioned = [record for record in records if record.captions]
         self._references = {record.image_id: record.captions or () for record in captioned}
         ids = list(self._references)
         partners = shuffled_partners(ids)
         self._stand_in = {ids[i]: ids[partner] for i, partner in enumerate(partners)}
-        self._with_controls, self._with_java = with_controls, with_java
+        self._with_controls, self._java = with_controls, java
         self.hypotheses: dict[int, str] = {}
         self._hits = {False: np.zeros(2, np.int64), True: np.zeros(2, np.int64)}
         self._cider_of_image: dict[int, float] = {}
@@ -62,7 +62,7 @@ class CaptionStage:
         if not self.hypotheses:
             return {}, counts
         references = {key: self._references[key] for key in self.hypotheses}
-        scores = score_captions(references, self.hypotheses, with_java=self._with_java)
+        scores = score_captions(references, self.hypotheses, java=self._java)
         self._cider_of_image = {int(key): value for key, value in scores.cider_per_image.items()}
         values = {f"bleu{n}": 100 * value for n, value in enumerate(scores.bleu, start=1)}
         values |= {"rouge_l": 100 * scores.rouge_l, "cider": 100 * scores.cider}

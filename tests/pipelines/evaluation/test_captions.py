@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import ConfigError
 from pipelines.evaluation.captions import score_captions
 from pipelines.evaluation.ptb import ptb_sentences, ptb_tokens
 
@@ -106,17 +107,34 @@ def test_different_images_are_refused() -> None:
         score_captions({3: ["a"], 7: ["b"]}, {3: "a"})
 
 
-def test_java_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_java_that_is_needed_and_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"found no `java` on the path"):
-        score_captions({3: ["a"]}, {3: "a"}, with_java=True)
+    with pytest.raises(ConfigError, match=r"java=need: no `java` on the path; install"):
+        score_captions({3: ["a"]}, {3: "a"}, java="need")
+
+
+def test_a_metric_without_java_is_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    scores = score_captions({3: ["a red cup"]}, {3: "a red cup"}, java="auto")
+    assert scores.meteor is None
+    assert scores.tokenizer == "ptb-rules"
+    assert "no `java` on the path" in scores.skipped["meteor"]
+
+
+def test_unknown_choices_about_java_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"java must be one of .*'auto'.*; got 'maybe'"):
+        score_captions({3: ["a"]}, {3: "a"}, java="maybe")
 
 
 @needs_java
 @pytest.mark.slow
-def test_java_gives_the_published_meteor(shared_dir: Path) -> None:
+def test_java_gives_the_published_meteor_and_takes_odd_captions(shared_dir: Path) -> None:
     folder = shared_dir / "metric_refs" / "captions" / "clipscore_example"
     references = json.loads((folder / "refs.json").read_text())
     good = json.loads((folder / "good_captions.json").read_text())
-    scores = score_captions(references, good, with_java=True)
+    scores = score_captions(references, good, java="need")
     assert scores.meteor == pytest.approx(0.3444, abs=5e-5)
+    assert scores.tokenizer_check["num_captions_where_tokenizers_differ"] == 0
+    odd = {1: "two\rlines\u2028or three", 2: "", 3: "a dog"}
+    truth = {1: ["two lines or three"], 2: ["a cat", "the cat"], 3: ["a dog"]}
+    assert score_captions(truth, odd, java="need").cider_per_image[3] > 0

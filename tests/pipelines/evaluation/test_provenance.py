@@ -54,4 +54,4 @@ def test_images_are_seen_as_in_training(tiny_config: RunConfig) -> None:
 
 
 def test_versions_name_the_tools() -> None:
-    assert {"python", "torch", "pycocotools", "hotcoco"} <= set(tool_versions())
+    assert {"python", "torch", "pycocotools", "pycocoevalcap"} <= set(tool_versions())

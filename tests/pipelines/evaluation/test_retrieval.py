@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipelines.evaluation.retrieval import score_retrieval
+from pipelines.evaluation.retrieval import score_retrieval, score_similarity
 
 
 def units(count: int, seed: int) -> np.ndarray:
@@ -30,6 +30,22 @@ def test_recall_equals_sorting_with_several_captions_an_image(chunk: int) -> Non
         expected = brute_force(images, texts, owners, rank)
         assert (scores.image_to_text[rank], scores.text_to_image[rank]) == pytest.approx(expected)
     assert 0.2 < scores.mean(1) < 0.95
+
+
+def test_ties_are_ties_whatever_the_chunk() -> None:
+    images, texts = units(30, 6), units(30, 7)
+    texts[20:] = texts[:10]
+    scores = [score_retrieval(images, texts, range(30), chunk=chunk) for chunk in (1, 7, 1024)]
+    assert scores[0] == scores[1] == scores[2]
+    twins = np.stack([images[0], images[0], images[2]])
+    assert score_retrieval(twins, twins, range(3)).image_to_text[1] == pytest.approx(1 / 3)
+
+
+def test_given_similarities_score_like_the_vectors_behind_them() -> None:
+    images, owners = units(20, 8), [row % 20 for row in range(53)]
+    texts = images[owners] + 1.2 * units(53, 9)
+    similarity = images.astype(np.float64) @ texts.astype(np.float64).T
+    assert score_similarity(similarity, owners) == score_retrieval(images, texts, owners)
 
 
 def test_equal_vectors_find_nothing() -> None:

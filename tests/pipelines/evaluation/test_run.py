@@ -14,7 +14,6 @@ from pipelines.evaluation.naming_stage import META_FILE, PairVocabulary
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import FoundInstance, FoundSegments, NamedRegions
 from pipelines.evaluation.run import evaluate, report_of, score_split
-from pipelines.evaluation.segmentation_stage import image_quality
 from xdecoder.batch import Vocabulary
 from xdecoder.model import XDecoder
 
@@ -187,14 +186,6 @@ def test_figures_by_image_are_reported_for_each_image(scenes_root: Path) -> None
     scores = score_split(Oracle(scenes_root, "val"), scenes_root, "val", options=OPTIONS)
     assert len(scores.images) == 5
     assert all(row["pq"] == pytest.approx(100) for row in scores.images.values())
-
-
-def test_the_quality_of_an_image_is_its_panoptic_quality() -> None:
-    truth = np.array([[1, 1, 1, 1, 2, 2, 0]])
-    found = np.array([[5, 5, 5, 0, 6, 6, 6]])
-    right = image_quality(truth, {1: 0, 2: 1}, found, {5: 0, 6: 1})
-    assert right == pytest.approx((3 / 4 + 2 / 3) / 2)
-    assert image_quality(truth, {1: 0, 2: 1}, found, {5: 1, 6: 1}) == pytest.approx(2 / 3 / 2)
 
 
 def test_the_report_says_where_its_numbers_come_from(scenes_root: Path) -> None:
