@@ -134,3 +134,25 @@ def test_paths_are_listed_with_their_groups() -> None:
     paths = list(dotted_paths(Whole()))
     assert paths[:3] == ["name", "part", "part.rate"]
     assert len(paths) == len(dataclasses.fields(Whole)) + len(dataclasses.fields(Part))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherPart:
+    length: int = 1
+    rate: float = 9.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Either:
+    part: Part | OtherPart = field(default_factory=Part)
+
+
+def test_a_key_of_another_group_of_a_union_chooses_that_group() -> None:
+    assert override(Either(), ["part.length=4"]).part == OtherPart(length=4)
+    assert override(Either(), ["part.length=4", "part.rate=2"]).part == OtherPart(length=4, rate=2)
+    assert override(Either(), ["part.rate=2"]).part == Part(rate=2)
+
+
+def test_keys_of_two_groups_of_a_union_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"there is no 'part\.length'"):
+        override(Either(), ["part.length=4", "part.kind=step"])

@@ -26,3 +26,11 @@ def test_cosine_falls_from_one_towards_its_end() -> None:
 def test_multistep_falls_at_shares_of_the_run() -> None:
     config = ScheduleConfig(kind="multistep", milestones=(0.5, 0.8), decay_factor=0.1)
     assert factors(config, 10) == pytest.approx([1.0] * 5 + [0.1] * 3 + [0.01] * 2)
+
+
+def test_poly_falls_over_the_whole_run_and_during_its_warm_up() -> None:
+    values = factors(ScheduleConfig(kind="poly", power=0.9), 10)
+    assert values == pytest.approx([(1 - step / 10) ** 0.9 for step in range(10)])
+    warm = factors(ScheduleConfig(kind="poly", warmup_steps=3), 10)
+    assert warm[:3] == pytest.approx([(k + 1) / 4 * values[k] for k in range(3)])
+    assert warm[3:] == values[3:]
