@@ -13,10 +13,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import line  # noqa: E402
 import maskformer_heads  # noqa: E402
+import openseed_check  # noqa: E402
 import xdecoder_check  # noqa: E402
 
 KINDS: dict[str, Callable[[Path], Iterable[line.Line]]] = {
     "maskformer_heads": maskformer_heads.check,
+    "openseed": openseed_check.check,
     "xdecoder": xdecoder_check.check,
 }
 
