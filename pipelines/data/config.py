@@ -95,6 +95,8 @@ class DataConfig:
     logged; the run ends when they are more than this number and more than this share of all drawn.
     cache_dir, cache_gib: where remote shards (protocol://...) are kept on each node, and how much
     of them; an empty folder is $XDEC_DATA_CACHE, or xdecoder-shards in the temporary folder.
+    protected: evaluation sets whose images the shards must have left out, as `prepare --protect`
+    names them; shards that were prepared without one of them are refused.
     """
 
     segmentation: SegmentationDataConfig = field(default_factory=SegmentationDataConfig)
@@ -108,6 +110,7 @@ class DataConfig:
     max_damaged_share: float = 0.001
     cache_dir: str = ""
     cache_gib: float = 100.0
+    protected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.segmentation.batch_size == 0 and self.image_text.batch_size == 0:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.data.protection import (
+    GROUPS,
     ImageFilter,
     ProtectedImages,
     check_names,
+    expanded,
     protected_images,
     protected_path,
 )
@@ -57,10 +59,6 @@ EVALUATION_SETS: dict[str, EvaluationSet] = {
     "voc2012-val": EvaluationSet(source="voc2012", split="val"),
     "pascal-context-val": EvaluationSet(source="pascal-context-59", split="val"),
 }
-# what X-Decoder's pretraining is evaluated on; COCO val2017 comes back with captions of 2014
-# unless it is left out there
-PAPER = ("refcocog-umd-val", "karpathy-val", "karpathy-test", "coco-2017-val")
-GROUPS: dict[str, tuple[str, ...]] = {"paper": PAPER}
 # where images of COCO may lie below a root, for lists that come without them
 _COCO_FOLDERS = (
     "train2014",
@@ -69,12 +67,6 @@ _COCO_FOLDERS = (
     "images/train2017",
     "images/mscoco/images/train2014",
 )
-
-
-def expanded(texts: Sequence[str]) -> tuple[str, ...]:
-    """Names and paths with groups replaced by their members, each once."""
-    names = [name for text in texts for name in GROUPS.get(text, (text,))]
-    return tuple(dict.fromkeys(names))
 
 
 def read_protection(texts: Sequence[str], roots: Sequence[Path]) -> ImageFilter:

@@ -9,7 +9,7 @@ from numpy import ndarray
 from pipelines.data.mixture import SourceSize
 from pipelines.data.shard_cache import ShardCache
 from pipelines.data.shard_folder import LocalShards, RemoteShards, open_shards
-from pipelines.data.shards import RawSample, ShardInfo
+from pipelines.data.shards import Manifest, RawSample, ShardInfo
 from pipelines.errors import DataError
 from xdecoder.batch import Vocabulary
 
@@ -23,6 +23,7 @@ class ShardSource:
 
     name: str
     folder: LocalShards | RemoteShards
+    manifest: Manifest
     shards: tuple[ShardInfo, ...]
     vocabulary: Vocabulary
     index: ndarray
@@ -50,6 +51,7 @@ class ShardSource:
         return cls(
             name=address,
             folder=folder,
+            manifest=manifest,
             shards=info.shards,
             vocabulary=Vocabulary(names=manifest.names, is_thing=manifest.is_thing),
             index=index,

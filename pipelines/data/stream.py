@@ -38,6 +38,7 @@ from pipelines.data.compact import (
 )
 from pipelines.data.config import DataConfig
 from pipelines.data.mixture import Draw, StepPlan, TaskMixture, plan_steps, substitute
+from pipelines.data.protection import check_protection
 from pipelines.data.shard_cache import ShardCache, default_cache_folder
 from pipelines.data.shard_folder import is_remote
 from pipelines.data.source import ShardSource
@@ -305,6 +306,8 @@ def _open_sources(config: DataConfig) -> tuple[Sources, tuple[TaskMixture, ...]]
             TaskMixture(name=task, batch_size=part.batch_size, sources=sizes, weights=weights)
         )
     _require_room(cache, sources, config.shuffle_window)
+    opened = [(source.name, source.manifest) for part in sources.values() for source in part]
+    check_protection(opened, config.protected)
     return sources, tuple(mixtures)
 
 

@@ -48,6 +48,7 @@ def mask2former_ade20k_semantic() -> RunConfig:
             segmentation=_crops((512, 512)),
             image_text=ImageTextDataConfig(batch_size=0),
             num_workers=8,
+            protected=("ade20k-val",),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.05, clip_norm=0.01),
         schedule=ScheduleConfig(kind="poly"),

@@ -55,6 +55,7 @@ def mask2former_cityscapes_panoptic() -> RunConfig:
             ),
             image_text=ImageTextDataConfig(batch_size=0),
             num_workers=8,
+            protected=("cityscapes-val",),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.05, clip_norm=0.01),
         schedule=ScheduleConfig(kind="poly"),

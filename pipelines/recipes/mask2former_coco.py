@@ -30,7 +30,8 @@ _STEPS = 368_750
 def mask2former_coco_panoptic() -> RunConfig:
     """Mask2Former R50 on COCO panoptic, 133 classes.
 
-    python -m pipelines.prepare coco --root coco --split train --out shards/coco
+    python -m pipelines.prepare coco --root coco --split train --out shards/coco \\
+        --protect coco-2017-val
     python -m pipelines.pretrain --recipe mask2former_coco_panoptic --init-from converted/r50
 
     Hardware: 8 V100 in the paper. Expected: PQ 51.9, AP 41.7, mIoU 61.7 on val2017 in the paper
@@ -53,6 +54,7 @@ def mask2former_coco_panoptic() -> RunConfig:
             ),
             image_text=ImageTextDataConfig(batch_size=0),
             num_workers=8,
+            protected=("coco-2017-val",),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=0.05, clip_norm=0.01),
         # 327,778 and 355,092 of 368,750 steps

@@ -51,6 +51,7 @@ def maskformer_coco_panoptic() -> RunConfig:
             ),
             image_text=ImageTextDataConfig(batch_size=0),
             num_workers=8,
+            protected=("coco-2017-val",),
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, weight_decay=1e-4, clip_norm=0.01),
         schedule=ScheduleConfig(kind="multistep", warmup_steps=10, milestones=_MILESTONES),

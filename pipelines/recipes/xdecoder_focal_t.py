@@ -14,6 +14,7 @@ from pipelines.data.config import (
     ImageTextDataConfig,
     SegmentationDataConfig,
 )
+from pipelines.data.protection import PAPER
 from xdecoder.config import BackboneConfig, ModelConfig
 from xdecoder.tasks.config import LayeredWeight, LossConfig
 
@@ -24,6 +25,11 @@ _STEPS = 162_500
 def xdecoder_focal_t_pretrain() -> RunConfig:
     """X-Decoder with Focal-T on COCO and four million image-text pairs.
 
+    python -m pipelines.prepare coco --root data/coco --split train=train2017 \\
+        --refer data/refer/refcocog --split-by umd --protect paper --out shards/coco
+    python -m pipelines.prepare vg --root data/vg --out shards/vg --protect paper \\
+        --protect-root data/coco --protect-root data/refer
+    (cc3m and sbu likewise)
     sbatch slurm/pretrain.sh --recipe xdecoder_focal_t_pretrain
 
     Hardware: 32 V100 in the paper. Time: 3 to 4 days there (X-Decoder issue 25). Expected: not yet
@@ -58,6 +64,7 @@ def xdecoder_focal_t_pretrain() -> RunConfig:
                 augment=AugmentConfig(flip_prob=0.0),
             ),
             num_workers=8,
+            protected=PAPER,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-4, clip_norm=5.0),
         schedule=ScheduleConfig(kind="multistep", warmup_steps=10),
