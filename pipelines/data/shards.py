@@ -22,6 +22,7 @@ import os
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,10 @@ _INDEX_FIELDS = (
     ("num_captions", "<i2"),
     ("num_sentences", "<i2"),
 )
+# NumPy reads the header of an index as Python
+_INDEX_ERRORS = (
+    OSError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, SyntaxError, TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +234,7 @@ def read_index_at(path: Path, split: SplitInfo) -> ndarray:
     """
     try:
         index = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except _INDEX_ERRORS as error:
         raise DataError(f"{path}: not a readable index ({error}). Prepare again.") from error
     if index.dtype.names is None or index.dtype.names != index_dtype(1).names:
         raise DataError(f"{path}: index columns must be {index_dtype(1).names}; prepare again.")
