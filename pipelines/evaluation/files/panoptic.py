@@ -19,6 +19,7 @@ from pipelines.evaluation.files.result import FileScores
 from pipelines.evaluation.panoptic import (
     VOID,
     PanopticScore,
+    PanopticScores,
     PanopticTally,
     SegmentMatches,
     TrueSegment,
@@ -65,24 +66,11 @@ def score_panoptic_files(
         if matches.matched or matches.missed or matches.invented:
             quality[str(image_id)] = matches.quality
     scores = tally.result()
-    groups = {"All": scores.all, "Things": scores.things, "Stuff": scores.stuff}
-    values: dict[str, float] = {}
-    for suffix, score in zip(("", "_things", "_stuff"), groups.values(), strict=True):
-        values |= {f"{name}{suffix}": value for name, value in _three(score).items()}
     used = list(true_side.rows)
     return FileScores(
         protocol=PROTOCOL,
-        values=values,
-        official={
-            **{name: {**_three(score), "n": score.num_classes} for name, score in groups.items()},
-            "per_class": {
-                # the official tool lists absent classes as 0, though they are in no mean
-                str(key): _three(scores.per_class[key])
-                if key in scores.per_class
-                else {"pq": 0.0, "sq": 0.0, "rq": 0.0}
-                for key in categories
-            },
-        },
+        values=values_of(scores),
+        official=_official(scores, categories),
         per_class={categories[key].name: _three(row) for key, row in scores.per_class.items()},
         per_item=quality,
         truth_files=(truth, *(true_side.png_of(image_id) for image_id in used)),
@@ -94,6 +82,17 @@ def score_panoptic_files(
             "num_classes": len(categories),
         },
     )
+
+
+def _official(scores: PanopticScores, categories: Mapping[int, Category]) -> dict[str, Any]:
+    """The figures as the official tool prints them: absent classes as 0, though in no mean."""
+    groups = {"All": scores.all, "Things": scores.things, "Stuff": scores.stuff}
+    nothing = {"pq": 0.0, "sq": 0.0, "rq": 0.0}
+    found = {key: _three(row) for key, row in scores.per_class.items()}
+    return {
+        **{name: {**_three(score), "n": score.num_classes} for name, score in groups.items()},
+        "per_class": {str(key): found.get(key, nothing) for key in categories},
+    }
 
 
 class _Side:
@@ -220,6 +219,16 @@ def _matches(
         return match_segments(truth_ids, truth, found_ids, found)
     except ValueError as error:
         raise DataError(f"{png}: {error}") from error
+
+
+def values_of(scores: PanopticScores) -> dict[str, float]:
+    """The flat figures: pq, sq and rq, and the same with _things and _stuff."""
+    groups = {"": scores.all, "_things": scores.things, "_stuff": scores.stuff}
+    return {
+        f"{name}{suffix}": value
+        for suffix, score in groups.items()
+        for name, value in _three(score).items()
+    }
 
 
 def _three(score: PanopticScore) -> dict[str, float]:

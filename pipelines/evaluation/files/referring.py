@@ -171,7 +171,7 @@ def _rows(path: Path, document: Any, objects: Mapping[Any, Mapping[str, Any]]) -
     sizes = _image_sizes(document)
     entries = _entries(path, document)
     for index, entry in enumerate(entries):
-        owner = entry
+        owner: Mapping[str, Any] = entry
         if not _mask_name(entry) and "ann_id" in entry:
             owner = objects.get(entry["ann_id"], {})
         name = _mask_name(owner)

@@ -89,7 +89,7 @@ def _pairs(path: Path, split: str | None) -> _Pairs:
     if isinstance(document, Mapping) and "texts_of_image" in document:
         lists = document["texts_of_image"]
         owner = {text: image for image, texts in enumerate(lists) for text in texts}
-        owners = [owner.get(text, -1) for text in range(len(owner))]
+        owners: Any = [owner.get(text, -1) for text in range(len(owner))]
     else:
         owners = document.get("image_of_text") if isinstance(document, Mapping) else document
     is_list = isinstance(owners, list) and bool(owners)
@@ -161,7 +161,9 @@ def _arrays(path: Path) -> tuple[dict[str, np.ndarray], tuple[Path, ...]]:
     loaded = _load(path)
     if "" in loaded:
         return {"similarity": loaded[""]}, (path,)
-    arrays = {name: loaded[name] for name in ("image_ids", "text_ids") if name in loaded}
+    arrays: dict[str, np.ndarray] = {
+        name: loaded[name] for name in ("image_ids", "text_ids") if name in loaded
+    }
     for name, aliases in (
         ("similarity", _SIMILARITY_NAMES),
         ("images", _IMAGE_NAMES),

@@ -19,6 +19,9 @@ FORMAT = """semantic: two folders of label pictures with equal names (PNG, TIFF;
   A predicted label that is no class is a miss. Every picture of the truth needs a prediction."""
 SUFFIXES = frozenset({".png", ".tif", ".tiff", ".bmp", ".pgm"})
 DEFAULT_IGNORE = (255,)
+_IGNORED, _NO_CLASS = -1, -2
+_NAMES = ("miou", "miou_truth", "miou_all", "pixel_accuracy", "mean_accuracy", "fwiou")
+_OFFICIAL = {"mIoU": "miou", "fwIoU": "fwiou", "mACC": "mean_accuracy", "pACC": "pixel_accuracy"}
 
 
 def score_semantic_files(
@@ -40,41 +43,17 @@ def score_semantic_files(
         classes = _first_classes(num_classes, ignore)
     confusion = SemanticConfusion(len(classes))
     per_image = {}
-    for name, (found_path, true_path) in pairs.items():
-        one = SemanticConfusion(len(classes))
-        true = read_labels(true_path)
-        rows = _indices(true, classes)
-        rows[np.isin(true, ignore)] = -1
-        if (rows == -2).any():
-            raise DataError(
-                f"{true_path}: labels must be {classes[0]}..{classes[-1]} or ignored "
-                f"({some(ignore)}); got {some(set(true[rows == -2].tolist()))}. Set --num-classes "
-                "and --ignore."
-            )
-        try:
-            one.add(rows, _indices(read_labels(found_path), classes), ignore=-1)
-        except ValueError as error:
-            raise DataError(f"{found_path}: {error}") from error
+    for name, (found, true) in pairs.items():
+        one = _confusion_of(found, true, classes, ignore)
         confusion.merge(one)
         per_image[name] = one.result().miou
     scores = confusion.result()
-    values = {
-        "miou": scores.miou,
-        "miou_truth": scores.miou_truth,
-        "miou_all": scores.miou_all,
-        "pixel_accuracy": scores.pixel_accuracy,
-        "mean_accuracy": scores.mean_accuracy,
-        "fwiou": scores.fwiou,
-    }
     return FileScores(
         protocol=f"semantic/{len(classes)}-classes/ignore-{'-'.join(map(str, ignore))}"
         "/mean-over-true-or-predicted",
-        values=values,
+        values={name: getattr(scores, name) for name in _NAMES},
         official={
-            "mIoU": scores.miou,
-            "fwIoU": scores.fwiou,
-            "mACC": scores.mean_accuracy,
-            "pACC": scores.pixel_accuracy,
+            **{name: getattr(scores, ours) for name, ours in _OFFICIAL.items()},
             f"Mean IoU over {len(classes)} classes": scores.miou_all,
         },
         per_class={
@@ -83,8 +62,8 @@ def score_semantic_files(
             if np.isfinite(value)
         },
         per_item=per_image,
-        truth_files=tuple(true_path for _, true_path in pairs.values()),
-        prediction_files=tuple(found_path for found_path, _ in pairs.values()),
+        truth_files=tuple(true for _, true in pairs.values()),
+        prediction_files=tuple(found for found, _ in pairs.values()),
         details={
             "num_images": len(pairs),
             "num_predictions_unused": num_unused,
@@ -94,6 +73,26 @@ def score_semantic_files(
             "num_pixels": int(confusion.counts.sum()),
         },
     )
+
+
+def _confusion_of(
+    found_path: Path, true_path: Path, classes: Sequence[int], ignore: Sequence[int]
+) -> SemanticConfusion:
+    true = read_labels(true_path)
+    rows = _indices(true, classes)
+    rows[np.isin(true, ignore)] = _IGNORED
+    if (rows == _NO_CLASS).any():
+        odd = set(true[rows == _NO_CLASS].tolist())
+        raise DataError(
+            f"{true_path}: labels must be {classes[0]}..{classes[-1]} or ignored ({some(ignore)}); "
+            f"got {some(odd)}. Set --num-classes and --ignore."
+        )
+    confusion = SemanticConfusion(len(classes))
+    try:
+        confusion.add(rows, _indices(read_labels(found_path), classes), ignore=_IGNORED)
+    except ValueError as error:
+        raise DataError(f"{found_path}: {error}") from error
+    return confusion
 
 
 def _pairs(predictions: Path, truth: Path) -> tuple[dict[str, tuple[Path, Path]], int]:
@@ -144,7 +143,7 @@ def _first_classes(count: int, ignore: Sequence[int]) -> list[int]:
 
 
 def _indices(labels: Int[np.ndarray, "h w"], classes: Sequence[int]) -> Int[np.ndarray, "h w"]:
-    """The place of each label among the classes; -2 where it is none of them."""
+    """The place of each label among the classes; `_NO_CLASS` where it is none of them."""
     places = np.searchsorted(classes, labels)
     is_class = np.asarray(classes)[np.minimum(places, len(classes) - 1)] == labels
-    return np.where(is_class, places, -2)
+    return np.where(is_class, places, _NO_CLASS)
