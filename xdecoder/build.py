@@ -8,6 +8,7 @@ from torch import nn
 from xdecoder.backbones import Backbone
 from xdecoder.backbones.davit import davit_d3, davit_d5
 from xdecoder.backbones.focal import focal_l, focal_t
+from xdecoder.backbones.resnet import resnet50, resnet101
 from xdecoder.backbones.swin import swin_b, swin_l, swin_s, swin_t
 from xdecoder.backbones.timm_backbone import TimmBackbone
 from xdecoder.config import BackboneConfig, ConfigError, ModelConfig, PixelDecoderConfig
@@ -17,6 +18,7 @@ from xdecoder.pixel_decoder import FpnTransformer, MsDeform
 from xdecoder.text.encoder import TextEncoder
 from xdecoder.text.tokenizer import Tokenizer
 
+_RESNETS: dict[str, Callable[..., nn.Module]] = {"r50": resnet50, "r101": resnet101}
 # trunks of published models whose layers timm does not have; every other name is timm's
 OWN_BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "focal_t": focal_t,
@@ -27,6 +29,7 @@ OWN_BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "swin_s": swin_s,
     "swin_b": swin_b,
     "swin_l": swin_l,
+    **_RESNETS,
 }
 
 
@@ -82,13 +85,22 @@ def build_backbone(config: BackboneConfig, has_initial_weights: bool) -> nn.Modu
             weights=config.weights if has_initial_weights else "random",
             freeze_norm=config.freeze_norm,
             drop_path=config.drop_path,
+            has_checkpointing=config.has_checkpointing,
         )
     if config.weights != "random":
         raise ConfigError(
             f"model.backbone.weights must be 'random' for {config.name!r}, whose weights no "
             f"package ships; got {config.weights!r}. Convert published weights instead."
         )
-    return OWN_BACKBONES[config.name](drop_path=config.drop_path)
+    if config.name in _RESNETS:
+        return _RESNETS[config.name](
+            norm="frozen" if config.freeze_norm else "batch",
+            num_frozen_parts=config.num_frozen_parts,
+            has_checkpointing=config.has_checkpointing,
+        )
+    return OWN_BACKBONES[config.name](
+        drop_path=config.drop_path, has_checkpointing=config.has_checkpointing
+    )
 
 
 def build_pixel_decoder(

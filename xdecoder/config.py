@@ -8,6 +8,9 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 # GroupNorm of the pixel decoders of MaskFormer, Mask2Former and X-Decoder
 NUM_NORM_GROUPS = 32
+RESNETS = ("r50", "r101")
+# stem, res2, res3, res4, res5
+NUM_RESNET_PARTS = 5
 
 
 class ConfigError(ValueError):
@@ -18,12 +21,15 @@ class ConfigError(ValueError):
 class BackboneConfig:
     """The image trunk, by name.
 
-    name: focal_t, focal_l, davit_d3, davit_d5, swin_t, swin_s, swin_b, swin_l as published, or any
-    timm model with maps at strides 4, 8, 16 and 32.
+    name: focal_t, focal_l, davit_d3, davit_d5, swin_t, swin_s, swin_b, swin_l, r50, r101 as
+    published, or any timm model with maps at strides 4, 8, 16 and 32.
     weights: `random`; `package`, the ones that an installed Python package ships (only
     tf_efficientnet_lite0); `timm`, downloaded by timm.
     pixel_mean, pixel_std: of RGB in 0..255. freeze_norm: batch normalisation keeps its
     statistics, which small batches need. drop_path: probability at the last block.
+    has_checkpointing: in training, blocks (of timm models often stages) run again in the backward
+    pass instead of keeping their activations. num_frozen_parts: how many of stem, res2, res3,
+    res4, res5 are not trained (r50 and r101 only).
     """
 
     name: str = "tf_efficientnet_lite0"
@@ -32,6 +38,26 @@ class BackboneConfig:
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     freeze_norm: bool = False
     drop_path: float = 0.0
+    has_checkpointing: bool = False
+    num_frozen_parts: int = 0
+
+    def __post_init__(self) -> None:
+        is_resnet = self.name in RESNETS
+        if self.num_frozen_parts and not is_resnet:
+            raise ConfigError(
+                f"model.backbone.num_frozen_parts must be 0 for {self.name!r}: only "
+                f"{' and '.join(RESNETS)} have parts to freeze; got {self.num_frozen_parts}."
+            )
+        if not 0 <= self.num_frozen_parts <= NUM_RESNET_PARTS:
+            raise ConfigError(
+                f"model.backbone.num_frozen_parts must be in 0..{NUM_RESNET_PARTS} (stem, res2 to "
+                f"res5); got {self.num_frozen_parts}."
+            )
+        if is_resnet and self.drop_path:
+            raise ConfigError(
+                f"model.backbone.drop_path must be 0 for {self.name!r}, which has no residual "
+                f"branch to drop; got {self.drop_path}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,9 @@ _PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 class TimmBackbone(nn.Module):
     """Maps of a timm model at strides 4, 8, 16 and 32.
 
+    has_checkpointing: in training, blocks (or stages, as timm has it) run again in the backward
+    pass instead of keeping their activations.
+
     Raises: ConfigError if timm has no such model or the model lacks one of the strides.
     """
 
@@ -31,11 +34,14 @@ class TimmBackbone(nn.Module):
         weights: Literal["random", "package", "timm"] = "random",
         freeze_norm: bool = False,
         drop_path: float = 0.0,
+        has_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.freeze_norm = freeze_norm
         self.trunk = _create(name, weights == "timm", drop_path)
         self.out_dims = _out_dims(self.trunk)
+        if has_checkpointing:
+            cast(Any, self.trunk).set_grad_checkpointing(True)
         if weights == "package":
             self.trunk.load_state_dict(packaged_weights(name, self.trunk))
 
