@@ -9,12 +9,22 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "slurm"
-SCRIPTS = ("pretrain.sh", "evaluate.sh", "prepare.sh")
-# each stand-in writes one line with its words, and srun leaves with the code that the test chose
+SCRIPTS = ("pretrain.sh", "finetune.sh", "evaluate.sh", "prepare.sh")
+TRAINING = ("pretrain", "finetune")
+# each stand-in writes one line with its words, and srun leaves with the code that the test chose;
+# what scontrol is only asked for is not written
 STAND_INS = {
-    "srun": 'echo "srun $*" >>"$CALLS"; echo "$MASTER_ADDR" >"$CALLS.master"; exit "$SRUN_CODE"',
-    "scontrol": """echo "scontrol $*" >>"$CALLS"
-case "$2" in hostnames) printf 'far-1\\nfar-2\\n' ;; node) echo "X=1 NodeAddr=10.0.0.7 Y=2" ;; esac
+    "srun": """echo "srun $*" >>"$CALLS"
+case "$*" in *' true') exit "${NODES_CODE:-0}" ;; esac
+echo "$MASTER_ADDR $SLURM_JOB_END_TIME $XDEC_KILL_WAIT" >"$CALLS.environment"
+exit "$SRUN_CODE" """,
+    "scontrol": """case "$2" in
+hostnames) printf 'far-1\\nfar-2\\n' ;;
+node) echo "X=1 NodeAddr=10.0.0.7 Y=2" ;;
+job) echo "JobId=$3 JobState=${JOB_STATE:-RUNNING} EndTime=${END_TIME:-Unknown} Y=2" ;;
+config) printf 'KillOnBadExit = 0\\nKillWait                = 45 sec\\n' ;;
+*) echo "scontrol $*" >>"$CALLS" ;;
+esac
 if [ "$1" = requeue ]; then exit "${REQUEUE_CODE:-0}"; fi""",
     "getent": "exit 2",
 }
@@ -44,8 +54,13 @@ def start(tmp_path: Path) -> Start:
             "SLURM_JOB_NODELIST": "far-[1-2]",
             **changes,
         }
+        program = [script] if script == "-c" else [str(FOLDER / script)]
         result = subprocess.run(
-            ["bash", FOLDER / script, *words], env=environment, capture_output=True, text=True
+            ["bash", *program, *words],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         return result, calls.read_text().splitlines() if calls.exists() else []
 
@@ -67,13 +82,19 @@ def test_header_names_no_account_and_survives_a_requeue(name: str) -> None:
     assert "set -euo pipefail" in lines
 
 
-def test_pretrain_passes_its_words_to_one_srun(start: Start) -> None:
-    result, calls = start("pretrain.sh", "--recipe", "scenes", "--set", "name=two words")
+@pytest.mark.parametrize("verb", TRAINING)
+def test_training_passes_its_words_to_one_srun(start: Start, verb: str) -> None:
+    result, calls = start(f"{verb}.sh", "--recipe", "scenes", "--set", "name=two words")
     assert result.returncode == 0, result.stderr
     assert calls == [
-        "srun --kill-on-bad-exit=0 --wait=60 python -m pipelines.pretrain "
+        f"srun --kill-on-bad-exit=0 --wait=60 python -m pipelines.{verb} "
         "--recipe scenes --set name=two words"
     ]
+
+
+@pytest.mark.parametrize("verb", TRAINING)
+def test_training_is_warned_by_a_signal_to_its_ranks(verb: str) -> None:
+    assert "#SBATCH --signal=USR2@180\n" in (FOLDER / f"{verb}.sh").read_text()
 
 
 @pytest.mark.parametrize("code", ["75", "5"])
@@ -84,12 +105,40 @@ def test_pretrain_requeues_after_a_save_and_after_a_hang(start: Start, code: str
     assert "requeue 1 of at most 50" in result.stdout
 
 
-@pytest.mark.parametrize("code", ["0", "1", "2", "3", "4", "6", "130", "137"])
+@pytest.mark.parametrize("code", ["0", "2", "3", "4", "6", "130"])
 def test_pretrain_never_requeues_what_would_come_back(start: Start, code: str) -> None:
-    result, calls = start("pretrain.sh", SRUN_CODE=code)
-    assert not [call for call in calls if "requeue" in call]
+    result, calls = start("pretrain.sh", SRUN_CODE=code, SLURM_NNODES="2", NODES_CODE="1")
+    assert len(calls) == 1
     assert result.returncode == int(code)
     assert f"finished with code {code}; not requeued" in result.stdout
+
+
+@pytest.mark.parametrize("code", ["1", "137", "143"])
+def test_pretrain_requeues_a_crash_only_if_a_node_is_lost(start: Start, code: str) -> None:
+    several = {"SRUN_CODE": code, "SLURM_NNODES": "3"}
+    result, calls = start("pretrain.sh", **several)
+    assert calls[-1] == "srun --overlap --ntasks-per-node=1 --ntasks=3 true"
+    assert f"failed with code {code} while all nodes answer; not requeued" in result.stdout
+    result, calls = start("pretrain.sh", NODES_CODE="1", **several)
+    assert calls[-1] == "scontrol requeue 71"
+    assert "a node does not answer" in result.stdout
+    assert result.returncode == int(code)
+
+
+def test_crash_on_one_node_is_never_the_loss_of_a_node(start: Start) -> None:
+    _, calls = start("pretrain.sh", SRUN_CODE="137", NODES_CODE="1")
+    assert len(calls) == 1
+
+
+def test_pretrain_leaves_a_job_alone_that_the_cluster_has_ended(start: Start) -> None:
+    ended = {"SRUN_CODE": "75", "JOB_STATE": "COMPLETING"}
+    for end_time in ("Unknown", "2999-01-01T00:00:00"):
+        result, calls = start("pretrain.sh", END_TIME=end_time, **ended)
+        assert not [call for call in calls if "requeue" in call]
+        assert "the cluster has ended this job" in result.stdout
+    # at its time limit the job is over as well, but nobody else requeues it
+    _, calls = start("pretrain.sh", END_TIME="2001-01-01T00:00:00", **ended)
+    assert calls[-1] == "scontrol requeue 71"
 
 
 def test_pretrain_stops_at_the_requeue_limit(start: Start) -> None:
@@ -105,12 +154,34 @@ def test_pretrain_stops_at_the_requeue_limit(start: Start) -> None:
 def test_pretrain_says_when_it_cannot_requeue(start: Start) -> None:
     result, _ = start("pretrain.sh", SRUN_CODE="75", REQUEUE_CODE="1")
     assert result.returncode == 75
-    assert "not requeued from here" in result.stderr
+    assert "not requeued: the cluster refused" in result.stderr
+
+
+def test_element_of_an_array_is_requeued_alone(start: Start) -> None:
+    element = {"SLURM_ARRAY_JOB_ID": "71", "SLURM_ARRAY_TASK_ID": "4"}
+    command = "source slurm/env.sh; xdec_leave pretrain 75"
+    result, calls = start("-c", command, **element)
+    assert result.returncode == 75
+    assert calls == ["scontrol requeue 71_4"]
+
+
+def test_array_of_one_run_folder_is_refused(start: Start) -> None:
+    result, calls = start("pretrain.sh", SLURM_ARRAY_TASK_ID="1")
+    assert result.returncode == 2
+    assert "would share one run folder; got element 1" in result.stderr
+    assert not calls
+
+
+def test_limits_of_the_job_reach_the_ranks(start: Start, tmp_path: Path) -> None:
+    start("pretrain.sh", END_TIME="2030-05-06T07:08:09", TZ="UTC")
+    assert (tmp_path / "calls.environment").read_text().split() == ["1904281689", "45"]
+    start("pretrain.sh", XDEC_KILL_WAIT="7")
+    assert (tmp_path / "calls.environment").read_text().split() == ["7"]
 
 
 def test_address_of_a_node_that_does_not_resolve_is_looked_up(start: Start, tmp_path: Path) -> None:
     start("pretrain.sh", SLURM_NNODES="2")
-    assert (tmp_path / "calls.master").read_text() == "10.0.0.7\n"
+    assert (tmp_path / "calls.environment").read_text().split()[0] == "10.0.0.7"
 
 
 def test_container_wraps_python(start: Start) -> None:
