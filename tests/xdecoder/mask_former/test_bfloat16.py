@@ -24,8 +24,8 @@ from xdecoder.mask_former.config import (
 )
 from xdecoder.mask_former.criterion import mask_losses
 
-SEEDS = (0, 1, 2)
-SIZE_HW = (64, 96)
+SEEDS = (0, 1)
+SIZE_HW = (64, 384)
 
 
 def model_of(kind, seed):
@@ -34,7 +34,7 @@ def model_of(kind, seed):
     config = MaskFormerConfig(
         num_classes=7,
         backbone=SwinConfig(
-            dim=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), window=4, drop_path=0.0
+            dim=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8), window=4, drop_path=0.0
         ),
         pixel_decoder=PixelDecoderConfig(
             kind="msdeform" if is_masked else "fpn_transformer",
@@ -126,18 +126,23 @@ def test_errors_are_within_twice_those_of_rounding_weights_and_images(kind, bits
 
 
 def test_attention_is_decided_otherwise_at_most_twice_as_often(bits):
-    decided, _ = bits
-    turned = {"low": 0, "rounded": 0}
+    decided, played = bits
+    turned = [0, 0]
     for seed in SEEDS:
-        runs = []
-        for model, images in versions_of("masked", seed):
+        of_exact = []
+        for place, (model, images) in enumerate(versions_of("masked", seed), start=-1):
             decided.clear()
-            model(images)
-            runs.append(torch.cat([each.bits.flatten() for each in decided]))
-        exact, low, rounded = runs
-        turned["low"] += num_bits(exact ^ low)
-        turned["rounded"] += num_bits(exact ^ rounded)
-    assert 0 < turned["low"] <= 2 * turned["rounded"], turned
+            # every decision is taken from where the exact model came by its own
+            played[:] = of_exact
+            with torch.no_grad():
+                model(images)
+            if place < 0:
+                of_exact = list(decided)
+                continue
+            for exact, own in zip(of_exact, decided, strict=True):
+                turned[place] += num_bits((exact.bits ^ own.bits).flatten())
+    low, rounded = turned
+    assert 0 < low <= 2 * rounded, turned
 
 
 def num_bits(words):
