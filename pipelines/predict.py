@@ -1,55 +1,47 @@
-"""`python -m pipelines.predict`: what a trained model sees in a picture, as PNG and JSON.
+"""`python -m pipelines.predict`: what a trained model sees in pictures, as PNG and JSON.
 
     python -m pipelines.predict --checkpoint runs/demo --task panoptic --image photo.jpg --out out
     python -m pipelines.predict --checkpoint runs/demo --task semantic \\
         --vocabulary circle,square,sky --stuff sky --image photo.jpg --out out
     python -m pipelines.predict --checkpoint runs/demo --task referring \\
-        --text "the red circle" --image photo.jpg --out out
-    python -m pipelines.predict --checkpoint runs/demo --task retrieval \\
-        --text "a dog" --text "a cat" --image photo.jpg --out out
+        --text "the red circle" --text "the sky" --image photos --out out
+    python -m pipelines.predict --checkpoint runs/demo --task captioning --beams 3 \\
+        --image photo.jpg --out out
+    python -m pipelines.predict --checkpoint runs/demo --task region_retrieval \\
+        --text "a red circle" --image photos --index photos.index --out out
+    python -m pipelines.predict --checkpoint runs/demo --task editing --text "the dog" \\
+        --prompt "a cat" --inpainting some_pipeline --image photo.jpg --out out
+
+docs/tasks.md shows every task. A folder stands for all pictures below it. A broken picture is named
+at the end, after the others, with exit code 3.
 """
 
 import argparse
-import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image
 
+from pipelines.answers import LANGUAGE, NEEDS_TEXT, SEGMENTATION, Answer, Asked
 from pipelines.cli import main_of
-from pipelines.config import RunConfig
-from pipelines.data.shards import MANIFEST_NAME, read_manifest
-from pipelines.drawing import (
-    DrawnSegment,
-    class_colour,
-    draw_region,
-    draw_segments,
-    enlarged,
-    with_strip,
-)
-from pipelines.engine.checkpoint import load_model
-from pipelines.errors import ConfigError, ExitCode
+from pipelines.errors import CheckpointError, ConfigError, DataError, ExitCode
 from pipelines.evaluate import size_hw_of, write_json
-from pipelines.evaluation.images import read_image
-from pipelines.evaluation.instance import encode_mask
-from pipelines.evaluation.mask_predictor import check_known
-from pipelines.evaluation.options import options_of_run
-from pipelines.evaluation.panels import found_segments
-from pipelines.evaluation.predictor import ImageArray, Predictor
-from pipelines.evaluation.predictors import predictor_of
+from pipelines.image_files import Broken, find_images, output_names, with_progress
+from pipelines.inpainting import load_inpainting
+from pipelines.retrieval_index import index_images
+from pipelines.searches import SEARCHES
 from xdecoder.batch import Vocabulary
-from xdecoder.mask_former.config import MaskFormerConfig
+from xdecoder.convert.rules import CheckpointError as ModelCheckpointError
+from xdecoder.images import ImageArray, ImageFit
 from xdecoder.mask_former.task import read_class_names
+from xdecoder.model import XDecoder
+from xdecoder.pretrained import Pretrained, load_pretrained
+from xdecoder.tasks.editing import EMPTY_SCENE
+from xdecoder.tasks.open_vocabulary import own_vocabulary, vocabulary_of
 
 _log = logging.getLogger(__name__)
-Answer = tuple[Image.Image, dict[str, Any]]
-_WITH_VOCABULARY = ("panoptic", "semantic", "instance")
-_WITH_TEXT = ("referring", "retrieval")
-# an instance less sure than this is in the JSON but not in the picture
-_DRAWN_SCORE = 0.3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,213 +57,164 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint folder")
-    parser.add_argument("--task", required=True, choices=sorted(_ANSWERS))
-    parser.add_argument("--image", type=Path, required=True, nargs="+", help="of any size and kind")
-    parser.add_argument(
-        "--text", action="append", default=[], help="a phrase or caption; repeatable"
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="run, checkpoint or converted folder")
+    add("--task", required=True, choices=sorted({*SEGMENTATION, *LANGUAGE, *SEARCHES}))
+    add("--image", type=Path, required=True, nargs="+", help="pictures of any kind, or folders")
+    add("--text", action="append", default=[], help="a phrase or caption; repeatable")
+    add("--out", type=Path, required=True, help="folder for PNG and JSON")
+    add("--size", type=size_hw_of, metavar="HxW", help="what the model sees; default: its own")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--without-ema", action="store_true", help="weights, not their average")
+    segments = parser.add_argument_group("panoptic, semantic, instance")
+    add = segments.add_argument
+    add(
+        "--vocabulary",
+        type=_names,
+        help="a,b,c, or a file with a name a line; default: that of training",
     )
-    parser.add_argument(
-        "--vocabulary", type=_names, help="a,b,c, or a file with a name a line; default: training's"
-    )
-    parser.add_argument("--stuff", type=_names, default=(), help="names without single objects")
-    parser.add_argument("--out", type=Path, required=True, help="folder for PNG and JSON")
-    parser.add_argument("--size", type=size_hw_of, metavar="HxW", help="default: as in training")
-    parser.add_argument("--object-threshold", type=float, help="of panoptic segments")
-    parser.add_argument("--minimum-score", type=float, help="of instances; default: 0")
-    parser.add_argument("--without-ema", action="store_true", help="weights, not their average")
+    add("--stuff", type=_names, default=(), help="names without single objects, in the same way")
+    add("--object-threshold", type=float, help="of panoptic segments, 0..1; default: the model's")
+    add("--minimum-score", type=float, default=0.3, help="of instances; default: %(default)s")
+    captions = parser.add_argument_group("captioning, referring_captioning")
+    captions.add_argument("--beams", type=int, default=1, help="1 is greedy")
+    captions.add_argument("--max-tokens", type=int, help="default: the model's own")
+    searches = parser.add_argument_group("retrieval, region_retrieval over several pictures")
+    searches.add_argument("--index", type=Path, help="file of vectors; default: in --out")
+    searches.add_argument("--top", type=int, default=8, help="pictures per text")
+    edits = parser.add_argument_group("editing")
+    edits.add_argument("--inpainting", type=Path, help="folder of a diffusers inpainting pipeline")
+    edits.add_argument("--prompt", default=EMPTY_SCENE, help="default removes: %(default)r")
+    edits.add_argument("--steps", type=int, default=50, help="of the pipeline")
+    edits.add_argument("--seed", type=int, default=0, help="of the pipeline")
     return parser
 
 
 def run(options: argparse.Namespace) -> ExitCode:
-    """Predict every image, and write NAME_TASK.png and NAME_TASK.json for each."""
-    if options.task in _WITH_TEXT and not options.text:
+    """Answer for every picture that can be read, then name those that cannot."""
+    _check(options)
+    paths = find_images(options.image)
+    model = _load(options)
+    asked = _asked(options, model)
+    options.out.mkdir(parents=True, exist_ok=True)
+    broken = Broken()
+    is_search = options.task == "region_retrieval" or (
+        options.task == "retrieval" and len(paths) > 1
+    )
+    if is_search:
+        _search(options, paths, model, asked, broken)
+    else:
+        names = output_names(paths)
+        for path, image in broken.read(with_progress(paths, options.task)):
+            answer = _answer(options.task, model, image, asked)
+            header = {"image": str(path), "size_hw": list(image.shape[:2])}
+            _write(options, f"{names[path]}_{options.task}", answer, header)
+    broken.complain(len(paths))
+    return ExitCode.FINISHED
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.task in NEEDS_TEXT and not options.text:
         raise ConfigError(
             f"predict: task {options.task} needs at least one --text; got none. "
             'Add --text "what to look for".'
         )
-    images = [(path, read_image(path)) for path in options.image]
-    model, config = load_model(options.checkpoint, ema=not options.without_ema)
-    vocabulary = Vocabulary(names=(), is_thing=())
-    if options.task in _WITH_VOCABULARY:
-        vocabulary = vocabulary_of_run(config, options.vocabulary, options.stuff)
-    predictor = predictor_of(model, options=_settings(options, config))
-    options.out.mkdir(parents=True, exist_ok=True)
-    for path, image in images:
-        picture, facts = _ANSWERS[options.task](predictor, image, vocabulary, options.text)
-        stem = options.out / f"{path.stem}_{options.task}"
-        picture.save(stem.with_name(f"{stem.name}.png"))
-        header = {
-            "image": str(path),
-            "size_hw": list(image.shape[:2]),
-            "task": options.task,
-            "checkpoint": str(options.checkpoint),
-        }
-        write_json(stem.with_name(f"{stem.name}.json"), header | facts)
-        _log.info("%s: %s.{png,json}", path, stem)
-    return ExitCode.FINISHED
-
-
-def vocabulary_of_run(
-    config: RunConfig, names: Sequence[str] | None, stuff: Sequence[str]
-) -> Vocabulary:
-    """The names asked for, or else those that the run was trained with.
-
-    A name is stuff if `stuff` says so, or if it was in training.
-
-    Raises:
-        ConfigError: no names are given, and the shards of the run are not there any more; or a
-            model with a fixed list of classes does not have one of the names.
-    """
-    trained = _trained_classes(config)
-    chosen = tuple(names or trained)
-    if isinstance(config.model, MaskFormerConfig):
-        check_known(tuple(trained), chosen)
-    if not chosen:
+    if options.task == "editing" and options.inpainting is None:
         raise ConfigError(
-            "predict: needs names to look for; got no --vocabulary, and the shards of the run, "
-            f"{list(config.data.segmentation.shards)}, are not here. Add --vocabulary a,b,c."
+            "predict: task editing needs --inpainting, the folder of an inpainting pipeline of "
+            "diffusers; got none."
         )
-    is_thing = tuple(name not in stuff and trained.get(name, True) for name in chosen)
-    return Vocabulary(names=chosen, is_thing=is_thing)
-
-
-def _trained_classes(config: RunConfig) -> dict[str, bool]:
-    """The classes of training, and whether each is a thing, as far as can be known."""
-    model = config.model
-    if isinstance(model, MaskFormerConfig) and model.class_names:
-        is_thing = model.is_thing or (True,) * len(model.class_names)
-        return dict(zip(model.class_names, is_thing, strict=True))
-    trained: dict[str, bool] = {}
-    for shards in config.data.segmentation.shards:
-        if (Path(shards) / MANIFEST_NAME).is_file():
-            manifest = read_manifest(Path(shards))
-            trained |= dict(zip(manifest.names, manifest.is_thing, strict=True))
-    return trained
-
-
-def _settings(options: argparse.Namespace, config: RunConfig) -> Any:
-    asked = {
-        "size_hw": options.size,
-        "text_size_hw": options.size,
-        "object_threshold": options.object_threshold,
-        "minimum_score": options.minimum_score,
-    }
-    given = {name: value for name, value in asked.items() if value is not None}
-    return dataclasses.replace(options_of_run(config), **given)
-
-
-def _panoptic(
-    predictor: Predictor, image: ImageArray, vocabulary: Vocabulary, texts: Sequence[str]
-) -> Answer:
-    found = predictor.segment([image], vocabulary)[0]
-    segments = []
-    for ident, index in found.classes.items():
-        region = found.segment_ids == ident
-        segments.append(
-            {
-                "id": ident,
-                "name": vocabulary.names[index],
-                "is_thing": vocabulary.is_thing[index],
-                "score": found.scores[ident],
-                **_shape(region),
-            }
+    if min(options.beams, options.top, options.steps) < 1:
+        raise ConfigError(
+            "predict: --beams, --top and --steps must be at least 1; got "
+            f"{options.beams}, {options.top} and {options.steps}."
         )
-    return draw_segments(image, found_segments(found, vocabulary)), {"segments": segments}
 
 
-def _semantic(
-    predictor: Predictor, image: ImageArray, vocabulary: Vocabulary, texts: Sequence[str]
-) -> Answer:
-    found = predictor.segment([image], vocabulary)[0]
-    drawn, classes = [], []
-    for index in np.unique(found.semantic).tolist():
-        region, name = found.semantic == index, vocabulary.names[index]
-        drawn.append(
-            DrawnSegment(region=region, label=name, colour=class_colour(index), is_thing=False)
+def _load(options: argparse.Namespace) -> Pretrained:
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = load_pretrained(options.checkpoint, ema=not options.without_ema)
+    except ModelCheckpointError as error:
+        raise CheckpointError(str(error)) from error
+    if options.task not in SEGMENTATION and not isinstance(model, XDecoder):
+        raise ConfigError(
+            f"predict: a {type(model).__name__} knows no {options.task}; it segments. Ask for "
+            f"{', '.join(SEGMENTATION)}, or use an X-Decoder."
         )
-        classes.append({"name": name, **_shape(region)})
-    return draw_segments(image, drawn), {"classes": classes}
+    return model.to(device)
 
 
-def _instance(
-    predictor: Predictor, image: ImageArray, vocabulary: Vocabulary, texts: Sequence[str]
-) -> Answer:
-    found = predictor.segment([image], vocabulary)[0].instances
-    drawn = [
-        DrawnSegment(
-            region=instance.region,
-            label=f"{vocabulary.names[instance.class_id]} {instance.score:.2f}",
-            colour=class_colour(instance.class_id),
-        )
-        for instance in reversed(found)
-        if instance.score >= _DRAWN_SCORE
-    ]
-    instances = [
-        {
-            "name": vocabulary.names[instance.class_id],
-            "score": instance.score,
-            **_shape(instance.region),
-        }
-        for instance in found
-    ]
-    return draw_segments(image, drawn), {"instances": instances}
+def _asked(options: argparse.Namespace, model: Pretrained) -> Asked:
+    is_edit = options.task == "editing"
+    return Asked(
+        texts=tuple(options.text),
+        vocabulary=_vocabulary(options, model) if options.task in SEGMENTATION else None,
+        fit=None if options.size is None else ImageFit(size_hw=options.size),
+        object_threshold=options.object_threshold,
+        minimum_score=options.minimum_score,
+        num_beams=options.beams,
+        max_tokens=options.max_tokens,
+        prompt=options.prompt,
+        inpaint=load_inpainting(options.inpainting, num_steps=options.steps, seed=options.seed)
+        if is_edit
+        else None,
+    )
 
 
-def _referring(
-    predictor: Predictor, image: ImageArray, vocabulary: Vocabulary, texts: Sequence[str]
-) -> Answer:
-    regions = predictor.refer(image, texts)
-    facts = [{"text": text, **_shape(region)} for text, region in zip(texts, regions, strict=True)]
-    if len(texts) == 1:
-        return with_strip(draw_region(image, regions[0]), texts[0], kicker="phrase"), {
-            "phrases": facts
-        }
-    drawn = [
-        DrawnSegment(region=region, label=text, colour=class_colour(index))
-        for index, (text, region) in enumerate(zip(texts, regions, strict=True))
-    ]
-    return draw_segments(image, drawn), {"phrases": facts}
+def _vocabulary(options: argparse.Namespace, model: Pretrained) -> Vocabulary:
+    """The names asked for, or those of training; stuff is what `--stuff` or training says."""
+    trained = own_vocabulary(model)
+    is_thing = dict(zip(trained.names, trained.is_thing, strict=True))
+    names = tuple(options.vocabulary or trained.names)
+    kinds = tuple(name not in options.stuff and is_thing.get(name, True) for name in names)
+    try:
+        return vocabulary_of(model, Vocabulary(names=names, is_thing=kinds))
+    except ValueError as error:
+        raise ConfigError(f"{error} On the command line: --vocabulary a,b,c.") from error
 
 
-def _caption(
-    predictor: Predictor, image: ImageArray, vocabulary: Vocabulary, texts: Sequence[str]
-) -> Answer:
-    caption = predictor.caption([image])[0]
-    return with_strip(enlarged(image), caption or "–", kicker="caption"), {"caption": caption}
+def _answer(task: str, model: Pretrained, image: ImageArray, asked: Asked) -> Answer:
+    if task in SEGMENTATION:
+        return SEGMENTATION[task](model, image, asked)
+    assert isinstance(model, XDecoder)
+    return LANGUAGE[task](model, image, asked)
 
 
-def _retrieval(
-    predictor: Predictor, image: ImageArray, vocabulary: Vocabulary, texts: Sequence[str]
-) -> Answer:
-    scores = predictor.embed_texts(texts) @ predictor.embed_images([image])[0]  # [T]
-    ranking = [
-        {"text": texts[index], "similarity": float(scores[index])}
-        for index in np.argsort(-scores, kind="stable").tolist()
-    ]
-    lines = "  ·  ".join(f"{row['text']} {row['similarity']:.2f}" for row in ranking)
-    return with_strip(enlarged(image), lines, kicker="best fitting text first"), {
-        "ranking": ranking
-    }
+def _search(
+    options: argparse.Namespace,
+    paths: Sequence[Path],
+    model: Pretrained,
+    asked: Asked,
+    broken: Broken,
+) -> None:
+    assert isinstance(model, XDecoder)
+    index = options.index or options.out / "index.safetensors"
+    fit = asked.fit or model.prediction.text
+    readable, vectors = index_images(index, paths, model, fit=fit, broken=broken)
+    if readable:
+        answer = SEARCHES[options.task](model, readable, vectors, asked.texts, top=options.top)
+        _write(options, options.task, answer, {"num_images": len(readable)})
 
 
-_ANSWERS: dict[str, Callable[[Predictor, ImageArray, Vocabulary, Sequence[str]], Answer]] = {
-    "panoptic": _panoptic,
-    "semantic": _semantic,
-    "instance": _instance,
-    "referring": _referring,
-    "caption": _caption,
-    "retrieval": _retrieval,
-}
+def _write(
+    options: argparse.Namespace, name: str, answer: Answer, header: Mapping[str, object]
+) -> None:
+    """The pictures and the JSON of one answer."""
+    facts = {"task": options.task, "checkpoint": str(options.checkpoint), **answer.facts}
+    write_json(options.out / f"{name}.json", {**header, **facts})
+    for end, picture in answer.pictures.items():
+        _save(picture, options.out / f"{name}{end}.png")
+    _log.info("%s", options.out / f"{name}.{{json,png}}")
 
 
-def _shape(region: np.ndarray) -> dict[str, Any]:
-    rows, columns = np.nonzero(region.any(1))[0], np.nonzero(region.any(0))[0]
-    box = [0, 0, 0, 0]
-    if len(rows):
-        box = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
-    area = int(region.sum())
-    return {"area_px": area, "box_xyxy_px": box, "segmentation": encode_mask(region)}
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise DataError(f"{path}: must be a file that can be written; got {error}.") from error
 
 
 def _names(text: str) -> tuple[str, ...]:

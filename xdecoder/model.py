@@ -64,9 +64,9 @@ class XDecoder(nn.Module):
         Raises: CheckpointError for a folder without a whole X-Decoder.
         """
         # the loader builds models, so it cannot be imported before there are any
-        from xdecoder.pretrained import load_pretrained
+        from xdecoder.pretrained import expected, load_pretrained
 
-        return load_pretrained(path, cls, ema=ema)
+        return expected(load_pretrained(path, ema=ema), cls, path)
 
     @overload
     def predict(self, image: Picture, question: Question["XDecoder", AnswerT]) -> AnswerT: ...

@@ -15,6 +15,9 @@ from xdecoder.images import ImageArray, ImageFit
 from xdecoder.postprocess import ResizeMode
 from xdecoder.text.prompts import PLAIN_TEMPLATES, TEMPLATES
 
+# of models with a fixed list of classes. Source: facebookresearch/Mask2Former, configs/coco
+CLOSED_OBJECT_THRESHOLD = 0.8
+
 ModelT = TypeVar("ModelT", contravariant=True)
 AnswerT = TypeVar("AnswerT", covariant=True)
 
@@ -44,7 +47,8 @@ class PredictionConfig:
     vocabulary: the names it was trained with, for questions that name none.
     mask_resize: how masks grow to the size of the image. has_global_query: the global query makes
     segments as well. asks_phrases_together: the phrases about an image see each other.
-    object_threshold, overlap_threshold: of panoptic segments.
+    object_threshold, overlap_threshold, keeps_faint_pixels: of panoptic segments, as in
+    `postprocess.panoptic`.
     max_caption_tokens: in a caption. ends_at_full_stop: what follows a caption's first full stop
     is cut off.
     """
@@ -59,6 +63,7 @@ class PredictionConfig:
     asks_phrases_together: bool = False
     object_threshold: float = 0.4
     overlap_threshold: float = 0.8
+    keeps_faint_pixels: bool = False
     max_caption_tokens: int = 40
     ends_at_full_stop: bool = False
 
@@ -83,8 +88,10 @@ def released_prediction() -> PredictionConfig:
     )
 
 
-def mask_former_prediction() -> PredictionConfig:
+def mask_former_prediction(*, keeps_faint_pixels: bool) -> PredictionConfig:
     """How MaskFormer and Mask2Former were evaluated on COCO. Source: their configs/coco/*.yaml."""
     return PredictionConfig(
-        segmentation=ImageFit(kind="shorter_side", size_hw=(800, 1333)), object_threshold=0.8
+        segmentation=ImageFit(kind="shorter_side", size_hw=(800, 1333)),
+        object_threshold=CLOSED_OBJECT_THRESHOLD,
+        keeps_faint_pixels=keeps_faint_pixels,
     )

@@ -28,6 +28,7 @@ from xdecoder.prediction import PredictionConfig, mask_former_prediction, releas
 from xdecoder.settings import SettingsError, from_json, to_json
 
 SETTINGS, WEIGHTS, AVERAGE = "config.json", "model.safetensors", "ema.safetensors"
+KINDS = {"ModelConfig": "xdecoder", "MaskFormerConfig": "mask_former", "OpenSeeDConfig": "openseed"}
 Pretrained = XDecoder | MaskFormer
 PretrainedT = TypeVar("PretrainedT", bound=Pretrained)
 
@@ -35,34 +36,42 @@ PretrainedT = TypeVar("PretrainedT", bound=Pretrained)
 def settings_document(
     config: ModelConfig | MaskFormerConfig, prediction: PredictionConfig | None = None
 ) -> dict[str, Any]:
-    """What `config.json` holds; without `prediction` the released models' way of asking is meant."""
-    kind = "mask_former" if isinstance(config, MaskFormerConfig) else "xdecoder"
-    document = {"kind": kind, "model": to_json(config)}
+    """What `config.json` holds; without `prediction`, the model is asked as released ones are."""
+    document = {"kind": KINDS[type(config).__name__], "model": to_json(config)}
     return document if prediction is None else document | {"prediction": to_json(prediction)}
 
 
-def load_pretrained(path: str | Path, kind: type[PretrainedT], *, ema: bool = True) -> PretrainedT:
+def load_pretrained(path: str | Path, *, ema: bool = True) -> Pretrained:
     """The model of a folder, in evaluation mode on the CPU.
 
     ema: its averaged weights, where they were kept.
 
     Raises:
-        CheckpointError: no such folder, or it lacks a file, or a file is damaged, does not fit or
-            holds a model of another kind.
+        CheckpointError: no such folder, or it lacks a file, or a file is damaged or does not fit.
     """
     folder = find_weights(Path(path))
     model, prediction = _model_of(folder)
-    if not isinstance(model, kind):
-        raise CheckpointError(
-            f"from_pretrained: {folder} must hold a model of the kind {kind.__name__}; it holds a "
-            f"{type(model).__name__}. Call {type(model).__name__}.from_pretrained."
-        )
     weights = _read_weights(folder / WEIGHTS)
     if ema and (folder / AVERAGE).is_file():
         weights |= _read_weights(folder / AVERAGE)
     _load(model, weights, folder)
     model.prediction = prediction
     return model.eval()
+
+
+def expected(model: Pretrained, kind: type[PretrainedT], path: str | Path) -> PretrainedT:
+    """The model, if it is of this kind.
+
+    Raises:
+        CheckpointError: it is of another one.
+    """
+    if isinstance(model, kind):
+        return model
+    found = type(model).__name__
+    raise CheckpointError(
+        f"from_pretrained: {path} must hold a model of the kind {kind.__name__}; it holds a "
+        f"{found}. Call {found}.from_pretrained."
+    )
 
 
 def find_weights(path: Path) -> Path:
@@ -110,10 +119,9 @@ def _model_of(folder: Path) -> tuple[Pretrained, PredictionConfig]:
             )
             prediction = released_prediction()
         elif kind == "mask_former":
-            model = build_mask_former(
-                from_json(MaskFormerConfig, document["model"], "model"), has_initial_weights=False
-            )
-            prediction = mask_former_prediction()
+            config = from_json(MaskFormerConfig, document["model"], "model")
+            model = build_mask_former(config, has_initial_weights=False)
+            prediction = mask_former_prediction(keeps_faint_pixels=config.decoder.kind == "detr")
         else:
             raise CheckpointError(
                 f"from_pretrained: {path} must say kind xdecoder or mask_former; got {kind!r}."

@@ -5,6 +5,7 @@ Tensors are safetensors files and everything else is JSON: reading a checkpoint 
     model.safetensors      the weights             optimizer.safetensors  moment/parameter name
     ema.safetensors        their average           state.json             step, data state, world
     generators_*.{safetensors,json}  per rank      config.resolved.json   the whole configuration
+    config.json            the model's settings, and how to ask it (xdecoder/pretrained.py)
 """
 
 import json
@@ -30,6 +31,8 @@ from pipelines.engine.state import TrainState
 from pipelines.errors import CheckpointError
 from pipelines.families import TrainedModel, build_model_of
 from pipelines.overrides import from_json, to_json
+from pipelines.prediction import prediction_of_run
+from xdecoder.pretrained import SETTINGS, settings_document
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Checkpointer:
     def __init__(self, root: Path, *, config: RunConfig, group: Group) -> None:
         self._folders = CheckpointFolders(root, config.checkpoint)
         self._config = config
+        self._settings = settings_document(config.model, prediction_of_run(config))
         self._group = group
         self._writer: Writer | None = None
         self._completed: list[Saved] = []
@@ -129,6 +133,7 @@ class Checkpointer:
         texts: dict[str, object] = {
             "state.json": self._facts(state) | {"metrics": dict(metrics)},
             "config.resolved.json": to_json(self._config),
+            SETTINGS: self._settings,
         }
         generators = self._group.gather(read_generators(is_cuda=torch.cuda.is_available()))
         for rank, (states, values) in enumerate(generators):

@@ -1,6 +1,5 @@
 """A model with a fixed list of classes as evaluation and prediction use it: it segments, only."""
 
-import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -126,22 +125,6 @@ def known_classes(class_names: Sequence[str], wanted: Sequence[str]) -> list[int
             "Name some of these."
         )
     return places
-
-
-def check_known(class_names: Sequence[str], wanted: Sequence[str]) -> None:
-    """Return if a model with this list of classes can look for all the names.
-
-    Raises:
-        ConfigError: a name is not in the list; the message has the nearest one.
-    """
-    places = known_classes(class_names, wanted)
-    for name, place in zip(wanted, places, strict=True):
-        if place < 0:
-            near = difflib.get_close_matches(name, class_names, n=1, cutoff=0.0)
-            raise ConfigError(
-                f"the model can only find its own {len(class_names)} classes; {name!r} is none of "
-                f"them, the nearest is {near[0]!r}. Leave it out, or train with it."
-            )
 
 
 def _short(name: str) -> str:

@@ -12,10 +12,12 @@ import torch
 from pipelines.config import RunConfig
 from pipelines.engine.checkpoint_files import CheckpointFolders, write_tensors
 from pipelines.overrides import to_json
+from pipelines.prediction import prediction_of_run
 from pipelines.recipes import RECIPES
 from pipelines.scenes.dataset import ScenesRequest, write_scenes
 from xdecoder.build import build_model
 from xdecoder.model import XDecoder
+from xdecoder.pretrained import settings_document
 
 SCENES_HW = (48, 80)
 
@@ -66,6 +68,8 @@ def tiny_run(
     write_tensors(writing / "model.safetensors", tiny_model.state_dict())
     (writing / "state.json").write_text(json.dumps({"step": 7}))
     (writing / "config.resolved.json").write_text(json.dumps(to_json(tiny_config)))
+    document = settings_document(tiny_config.model, prediction_of_run(tiny_config))
+    (writing / "config.json").write_text(json.dumps(document))
     folders.commit(7)
     (folder / "config.resolved.json").write_text(json.dumps(to_json(tiny_config)))
     (folder / "environment.json").write_text(json.dumps({"torch": "2.x", "device": "cpu"}))

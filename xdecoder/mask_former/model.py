@@ -64,9 +64,9 @@ class MaskFormer(nn.Module):
     def from_pretrained(cls, path: str | Path, *, ema: bool = True) -> "MaskFormer":
         """As `XDecoder.from_pretrained`, for MaskFormer and Mask2Former."""
         # the loader builds models, so it cannot be imported before there are any
-        from xdecoder.pretrained import load_pretrained
+        from xdecoder.pretrained import expected, load_pretrained
 
-        return load_pretrained(path, cls, ema=ema)
+        return expected(load_pretrained(path, ema=ema), cls, path)
 
     @torch.no_grad()
     def predict(self, image: Picture, question: Question["MaskFormer", AnswerT]) -> AnswerT:

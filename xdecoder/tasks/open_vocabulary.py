@@ -1,5 +1,7 @@
 """Semantic, instance and panoptic segmentation with names that the question brings."""
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,12 +14,11 @@ from xdecoder.full_size import semantic_ids
 from xdecoder.images import ImageArray, ImageFit
 from xdecoder.mask_former import task as mask_former
 from xdecoder.mask_former.model import MaskFormer
-from xdecoder.mask_former.task import MaskPrediction
 from xdecoder.model import XDecoder
 from xdecoder.postprocess import Instances, PanopticSegment
 from xdecoder.tasks import segmentation
 from xdecoder.tasks.segmentation import SeenSegments
-from xdecoder.text.prompts import BACKGROUND
+from xdecoder.text.prompts import BACKGROUND, plain_name
 
 Segmenter = XDecoder | MaskFormer
 
@@ -108,41 +109,62 @@ class Panoptic:
             is_thing=vocabulary.is_thing,
             object_threshold=_given(self.object_threshold, own.object_threshold),
             overlap_threshold=_given(self.overlap_threshold, own.overlap_threshold),
+            keeps_faint_pixels=own.keeps_faint_pixels,
         )
         return PanopticMap(found.ids, found.segments, vocabulary)
+
+
+def own_vocabulary(model: Segmenter) -> Vocabulary:
+    """The names that the model was trained with, none where they are not known."""
+    if isinstance(model, MaskFormer):
+        is_thing = model.is_thing or (True,) * len(model.class_names)
+        return Vocabulary(names=model.class_names, is_thing=is_thing)
+    return model.prediction.vocabulary or Vocabulary(names=(), is_thing=())
 
 
 def vocabulary_of(model: Segmenter, asked: Vocabulary | None) -> Vocabulary:
     """The names that were asked for, else those that the model was trained with.
 
-    Raises: ValueError without any names, and where a model of fixed classes has other ones.
+    Raises: ValueError without any names, and where a model of fixed classes does not know one.
     """
-    trained = model.prediction.vocabulary
-    vocabulary = asked or trained
-    if vocabulary is None or not vocabulary.names:
+    vocabulary = asked or own_vocabulary(model)
+    if not vocabulary.names:
         raise ValueError(
             "segmentation: needs names to look for; got none, and the model was saved without "
             'those of its training. Pass a vocabulary, for example Vocabulary.of("dog", "sky").'
         )
     if isinstance(model, MaskFormer):
-        is_other = trained is not None and asked is not None and asked.names != trained.names
-        if is_other or len(vocabulary.names) != model.num_classes:
-            raise ValueError(
-                f"segmentation: a MaskFormer knows {model.num_classes} fixed classes; got "
-                f"{len(vocabulary.names)} names"
-                f"{' that are not those of its training' if is_other else ''}. Leave the "
-                "vocabulary out, or ask an X-Decoder."
-            )
+        class_columns(model, vocabulary.names)
     return vocabulary
+
+
+def class_columns(model: MaskFormer, names: Sequence[str]) -> list[int]:
+    """The place of each name among the classes of a model that has a fixed list.
+
+    Raises: ValueError for a name that is not in it, with the nearest one that is.
+    """
+    place_of = {plain_name(name): place for place, name in enumerate(model.class_names)}
+    place_of |= {name: place for place, name in enumerate(model.class_names)}
+    for name in names:
+        if name not in place_of and plain_name(name) not in place_of:
+            near = difflib.get_close_matches(name, place_of, n=1, cutoff=0.0)
+            raise ValueError(
+                f"segmentation: this model finds only its own {len(model.class_names)} classes; "
+                f"{name!r} is none of them{f', the nearest is {near[0]!r}' if near else ''}. "
+                "Leave it out, or ask an X-Decoder."
+            )
+    return [place_of.get(name, place_of.get(plain_name(name), -1)) for name in names]
 
 
 def _segmented(
     model: Segmenter, image: ImageArray, vocabulary: Vocabulary, fit: ImageFit | None
-) -> SeenSegments | MaskPrediction:
+) -> SeenSegments:
     own, size_hw = model.prediction, (image.shape[0], image.shape[1])
     pixels = (fit or own.segmentation).pixels(image)
     if isinstance(model, MaskFormer):
-        return mask_former.predict(model, pixels, size_hw)
+        found = mask_former.predict(model, pixels, size_hw)
+        columns = [*class_columns(model, vocabulary.names), model.num_classes]
+        return SeenSegments(found.class_probs[:, columns], found.masks)
     names = [*vocabulary.names, BACKGROUND]
     return segmentation.see_segments(
         model,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.errors import ConfigError
-from pipelines.evaluation.mask_predictor import MaskPredictor, check_known, known_classes
+from pipelines.evaluation.mask_predictor import MaskPredictor, known_classes
 from pipelines.evaluation.model_predictor import ModelPredictor
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictors import predictor_of, stages_of
@@ -85,11 +85,6 @@ def test_a_vocabulary_of_strangers_is_refused(model, image):
     strangers = Vocabulary(names=("unicorn",), is_thing=(True,))
     with pytest.raises(ConfigError, match=r"it has 3 of its own: cup, ball, sand"):
         found_by(model, image, strangers)
-
-
-def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match="'cap' is none of them, the nearest is 'cup'"):
-        check_known(VOCABULARY.names, ("ball", "cap"))
 
 
 def test_names_may_be_written_as_in_the_files_of_coco():
