@@ -120,7 +120,7 @@ def pack(
         _pack_own_part(request, plans, work, classes, on_total, on_samples)
     except BaseException:
         if request.part[1] == 1:
-            work.discard_if_empty()
+            work.discard(only_if_empty=True)
         raise
     # another job may have finished the folder since
     return _finish(request, plans, work, classes, source) or work.finished_manifest()
@@ -269,6 +269,12 @@ def _finish(
         if len(shards) < len(names):
             return None
         rows = _joined_rows([shard.rows for shard in shards])
+        if len(rows) == 0:
+            work.discard()
+            raise DataError(
+                f"{request.source['root']}: none of the {len(plan.split)} images of split "
+                f"{plan.name!r} can be used; they are missing, damaged or protected."
+            )
         infos[plan.name] = _split_info(plan, shards, rows, classes)
         indices[f"{plan.name}.index.npy"] = rows
     manifest = Manifest(

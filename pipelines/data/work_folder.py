@@ -110,9 +110,9 @@ class WorkFolder:
         text = json.dumps(document)
         write_whole(self.parts / f"{name}.json", lambda file: file.write(text.encode()))
 
-    def discard_if_empty(self) -> None:
-        """Remove the folder if no shard was finished in it."""
-        if self.parts.is_dir() and not any(self.parts.glob("*.json")):
+    def discard(self, *, only_if_empty: bool = False) -> None:
+        """Remove the folder; only_if_empty: unless a shard was finished in it."""
+        if not only_if_empty or not any(self.parts.glob("*.json")):
             shutil.rmtree(self.root, ignore_errors=True)
 
     def finish(self, manifest: Manifest, indices: dict[str, ndarray]) -> None:
