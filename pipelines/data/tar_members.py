@@ -39,19 +39,18 @@ def _require_plain_files(blob: bytes) -> None:
     if blob.startswith(_COMPRESSED):
         raise ValueError("must be plain tar; its bytes begin like a compressed stream")
     start = 0
-    while start + _BLOCK <= len(blob):
-        header = blob[start : start + _BLOCK]
-        if not any(header):
-            return
+    while start + _BLOCK <= len(blob) and blob[start]:
+        name = blob[start : start + 100].rstrip(b"\0").decode("utf-8", "replace")
+        kind, digits = blob[start + 156 : start + 157], blob[start + 124 : start + 136]
         try:
-            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
+            size = int(digits.rstrip(b"\0 ") or b"0", 8)
+        except ValueError as error:
             raise ValueError(f"has a tar header that cannot be read ({error})") from error
-        if member.type not in _REGULAR + _DESCRIBING:
-            raise ValueError(f"must hold regular files only; {member.name!r} is none")
-        end = start + _BLOCK + member.size
-        if member.size < 0 or end > len(blob):
-            raise ValueError(f"ends inside of its member {member.name!r}")
-        if member.type == tarfile.XHDTYPE and b"GNU.sparse" in blob[start + _BLOCK : end]:
-            raise ValueError(f"must hold regular files only; {member.name!r} is sparse")
-        start = end + -member.size % _BLOCK
+        if kind not in _REGULAR + _DESCRIBING:
+            raise ValueError(f"must hold regular files only; {name!r} is none")
+        end = start + _BLOCK + size
+        if size < 0 or end > len(blob):
+            raise ValueError(f"ends inside of its member {name!r}")
+        if kind == tarfile.XHDTYPE and b"GNU.sparse" in blob[start + _BLOCK : end]:
+            raise ValueError(f"must hold regular files only; {name!r} is sparse")
+        start = end + -size % _BLOCK

@@ -29,6 +29,13 @@ from pipelines.errors import ConfigError
         (lambda: DataConfig(num_workers=-1), "data.num_workers must be >= 0; got -1"),
         (lambda: DataConfig(prefetch=0), "data.prefetch must be >= 1; got 0"),
         (lambda: DataConfig(shuffle_window=0), "data.shuffle_window must be >= 1; got 0"),
+        (lambda: DataConfig(max_damaged=-1), "data.max_damaged must be >= 0; got -1"),
+        (
+            lambda: DataConfig(max_damaged_share=2.0),
+            r"max_damaged_share must be in \[0, 1\]; got 2",
+        ),
+        (lambda: DataConfig(cache_gib=0.0), "data.cache_gib must be positive; got 0"),
+        (lambda: AugmentConfig(hue_degrees=-3.0), r"hue_degrees must be in \[0, 180\]; got -3"),
         (
             lambda: DataConfig(
                 segmentation=SegmentationDataConfig(batch_size=0),
