@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipelines.cli import main_of
 from pipelines.errors import CheckpointError, ExitCode
 from pipelines.overrides import from_json, to_json
 from xdecoder.build import build_model
-from xdecoder.config import ModelConfig, released
+from xdecoder.config import ModelConfig
 from xdecoder.convert import hf_config
 from xdecoder.convert import rules as naming
 from xdecoder.convert.backbones import RESNET, SWIN
@@ -25,7 +25,7 @@ from xdecoder.convert.inference import infer_config
 from xdecoder.convert.mask_former import detectron2_rules
 from xdecoder.convert.pairs import read_pairs, write_pairs
 from xdecoder.convert.pickles import read_detectron2_pickle, read_torch_file
-from xdecoder.convert.xdecoder import FOCAL, davit, model_rules
+from xdecoder.convert.released import incomplete_parts, is_released, read_released
 from xdecoder.mask_former.build import build_mask_former
 from xdecoder.mask_former.config import MaskFormerConfig
 from xdecoder.mask_former.model import MaskFormer
@@ -36,13 +36,8 @@ _WEIGHTS, _CONFIG, _REPORT, _UNUSED = (
     "report.txt",
     "unused.safetensors",
 )
-# widths of the first layer of a trunk of the released X-Decoder
-_XDECODER_TRUNKS = {
-    ("layers", 96): ("focal_t", FOCAL),
-    ("layers", 192): ("focal_l", FOCAL),
-    ("convs", 128): ("davit_d3", davit((1, 1, 9, 1))),
-    ("convs", 256): ("davit_d5", davit((1, 1, 9, 1))),
-}
+# the kind of a folder whose weights are a start and not a model
+INITIAL = "xdecoder_initial"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +45,14 @@ class Converted:
     """Weights under our names, the model that they are of, and what became of every key.
 
     unused: tensors of the source that are no weights of ours, kept so that writing the source's
-    layout again gives the same file.
+    layout again gives the same file. is_initial: only what training starts from.
     """
 
     config: MaskFormerConfig | ModelConfig
     state: dict[str, Tensor]
     report: tuple[tuple[str, str, str], ...]
     unused: dict[str, Tensor]
+    is_initial: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +101,7 @@ def read(source: Path, *, num_heads: int = 8) -> Converted:
         return _read_detectron2(read_detectron2_pickle(source), num_heads)
     if source.suffix in (".pt", ".pth"):
         state = read_torch_file(source)
-        if any(".lang_encoder." in key for key in state):
+        if is_released(state):
             return _read_xdecoder(state)
         return _read_detectron2(state, num_heads)
     raise CheckpointError(
@@ -124,13 +120,15 @@ def load_mask_former(folder: Path) -> tuple[MaskFormer, MaskFormerConfig]:
 
 
 def check(converted: Converted) -> None:
-    """Return if the weights fill the model exactly.
+    """Return if the weights fill the model exactly, initial ones the parts that they have.
 
     Raises:
         CheckpointError: listing missing, unexpected and misshapen weights.
     """
     wanted = _empty_model(converted.config).state_dict()
-    missing = sorted(wanted.keys() - converted.state.keys())
+    missing = _missing(converted)
+    if converted.is_initial:
+        missing = incomplete_parts(converted.state, missing)
     unexpected = sorted(converted.state.keys() - wanted.keys())
     misshapen = [
         f"{name} {list(converted.state[name].shape)} for {list(tensor.shape)}"
@@ -145,8 +143,15 @@ def check(converted: Converted) -> None:
         )
 
 
+def _missing(converted: Converted) -> list[str]:
+    return sorted(_empty_model(converted.config).state_dict().keys() - converted.state.keys())
+
+
 def report_lines(converted: Converted) -> list[str]:
-    """One line per key of the source, then the counts; `check` refuses what is missing."""
+    """One line per key of the source and per weight that it lacks, then the counts.
+
+    `check` refuses what is missing, but in initial weights.
+    """
     by_kind: dict[str, int] = {}
     lines = []
     for theirs, ours, change in converted.report:
@@ -155,12 +160,16 @@ def report_lines(converted: Converted) -> list[str]:
         how = "" if change in ("same", "drop") else f" ({change})"
         lines.append(f"{kind:8} {theirs} -> {ours}{how}")
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(by_kind.items()))
-    return [*lines, f"total: {counts}, 0 missing"]
+    missing = _missing(converted)
+    lines += [f"missing  {name}: training starts it at random" for name in missing]
+    return [*lines, f"total: {counts}, {len(missing)} missing"]
 
 
 def write_ours(converted: Converted, out: Path) -> None:
     """Our layout: weights, settings, and what else the source held."""
     kind = "mask_former" if isinstance(converted.config, MaskFormerConfig) else "xdecoder"
+    if converted.is_initial:
+        kind = INITIAL
     _write(out, converted.state, {"kind": kind, "model": to_json(converted.config)})
     if converted.unused:
         save_file(converted.unused, out / _UNUSED)
@@ -190,8 +199,14 @@ def write_hf(converted: Converted, out: Path) -> None:
 
 def _write(out: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
     out.mkdir(parents=True)
+    # a file of large weights is not held twice: only what shares memory is copied
+    tensors: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in state.items():
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in taken else tensor.contiguous()
+        taken.add(place)
     # transformers asks for the format
-    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
     save_file(tensors, out / _WEIGHTS, metadata={"format": "pt"})
     (out / _CONFIG).write_text(json.dumps(settings, indent=1) + "\n")
 
@@ -202,7 +217,7 @@ def _read_folder(folder: Path) -> Converted:
             f"convert: {folder} must have {_CONFIG} and safetensors; there is no {_CONFIG}."
         )
     settings = json.loads((folder / _CONFIG).read_text())
-    if settings.get("kind") in ("mask_former", "xdecoder"):
+    if settings.get("kind") in ("mask_former", "xdecoder", INITIAL):
         return _read_ours(folder, settings)
     state: dict[str, Tensor] = {}
     # what is beside the weights of ours has another name and another reader
@@ -212,7 +227,12 @@ def _read_folder(folder: Path) -> Converted:
         raise CheckpointError(f"convert: {folder} must have {_WEIGHTS}; no such file is there.")
     conversion = read_pairs(state, hf_config.table_for(settings), UNUSED)
     heads = hf_config.num_heads(settings)
-    config = infer_config(conversion.state, num_pixel_heads=heads, num_heads=heads)
+    config = infer_config(
+        conversion.state,
+        num_pixel_heads=heads,
+        num_heads=heads,
+        class_names=hf_config.class_names(settings),
+    )
     return _converted(config, conversion, state)
 
 
@@ -223,7 +243,13 @@ def _read_ours(folder: Path, settings: Mapping[str, Any]) -> Converted:
     report = tuple((name, name, "same") for name in state)
     has_unused = (folder / _UNUSED).is_file()
     unused = load_file(folder / _UNUSED) if has_unused else {}
-    return Converted(config=config, state=state, report=report, unused=unused)
+    return Converted(
+        config=config,
+        state=state,
+        report=report,
+        unused=unused,
+        is_initial=settings["kind"] == INITIAL,
+    )
 
 
 def _read_detectron2(state: dict[str, Tensor], num_heads: int) -> Converted:
@@ -236,22 +262,9 @@ def _read_detectron2(state: dict[str, Tensor], num_heads: int) -> Converted:
 
 
 def _read_xdecoder(state: dict[str, Tensor]) -> Converted:
-    first = next((key for key in state if _is_first_layer(key)), "")
-    trunk = "convs" if ".convs." in first else "layers"
-    width = state[first].shape[0] if first else 0
-    if (trunk, width) not in _XDECODER_TRUNKS:
-        raise CheckpointError(
-            "convert: an X-Decoder file must have a Focal-T/L or DaViT-d3/d5 trunk; got a first "
-            f"layer {first or 'that is not there'} of width {width}."
-        )
-    name, rules = _XDECODER_TRUNKS[trunk, width]
-    conversion = naming.convert(state, model_rules(rules))
-    return _converted(released(name), conversion, state)  # type: ignore[arg-type]
-
-
-def _is_first_layer(key: str) -> bool:
-    """Whether a name is the first convolution of a published trunk."""
-    return key in ("backbone.patch_embed.proj.weight", "backbone.convs.0.proj.weight")
+    found = read_released(state)
+    converted = _converted(found.config, found.conversion, state)
+    return replace(converted, is_initial=found.is_initial)
 
 
 def _converted(

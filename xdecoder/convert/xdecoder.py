@@ -93,6 +93,9 @@ DECODER = (
     Rule(r"class_embed", "heads.class_projection.weight", "transpose"),
     Rule(r"caping_embed", "heads.caption_projection.weight", "transpose"),
     Rule(r"self_attn_mask", "derived: the visibility table of xdecoder/queries.py", "drop"),
+    # of the file for visual question answering alone
+    Rule(r"vqa_classifier\.\d+\.\w+", "unused: answers to questions, no task of ours", "drop"),
+    Rule(r"query_feat_caping\.weight", "unused: content of question queries", "drop"),
 )
 
 _BLOCK = r"lang_encoder\.resblocks\.(\d+)\."
