@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Prepare several data sets at once, one array element per line of a file.
+# Prepare one data set by all elements of an array, or several, one by each element.
 #
+#   sbatch --array=0-7 slurm/prepare.sh coco --root data/coco --out shards/coco --protect paper
 #   sbatch --array=1-2 slurm/prepare.sh data/jobs.txt
 #
-# Line n of the file holds the words after `python -m pipelines.prepare`, for example
-#   coco --root data/coco --out data/shards/coco
-#   coco --root data/scenes --out data/shards/scenes --split train
-# A line that is done already costs seconds; a preempted element starts over.
+# First way: the words after `python -m pipelines.prepare`. Each element packs its part of the shards
+# and the last one to finish joins them; submit the same again after a failure.
+# Second way: line n of the file holds such words for element n, for example
+#   vg --root data/vg --out shards/vg --protect paper --protect-root data/coco
+#   scenes --out data/scenes
+# Finished shards are kept, so a line that is done costs seconds and a preempted one continues.
 #
 #SBATCH --job-name=xdec-prepare
 #SBATCH --array=1
@@ -24,22 +27,38 @@ cd "${XDEC_HOME:-$SLURM_SUBMIT_DIR}"
 # shellcheck source=slurm/env.sh
 source slurm/env.sh
 
-if (($# != 1)) || [[ ! -f "$1" ]]; then
-    echo "prepare: needs one file with the words of \`pipelines.prepare\`, a line per array" \
-        "element; got: $*" >&2
+if (($# == 0)); then
+    echo "prepare: needs the words of \`pipelines.prepare\`, or one file with such words on each" \
+        "line; got nothing" >&2
     exit 2
 fi
-mapfile -t lines <"$1"
-index="${SLURM_ARRAY_TASK_ID:-1}"
-if ((index < 1 || index > ${#lines[@]})) || [[ -z "${lines[index - 1]// /}" ]]; then
-    echo "prepare: array element $index needs line $index of $1, which has ${#lines[@]}." \
-        "Use --array=1-${#lines[@]}." >&2
-    exit 2
+part=()
+if (($# == 1)) && [[ -f "$1" ]]; then
+    mapfile -t lines <"$1"
+    index="${SLURM_ARRAY_TASK_ID:-1}"
+    if ((index < 1 || index > ${#lines[@]})) || [[ -z "${lines[index - 1]// /}" ]]; then
+        echo "prepare: array element $index needs line $index of $1, which has ${#lines[@]}." \
+            "Use --array=1-${#lines[@]}." >&2
+        exit 2
+    fi
+    read -ra words <<<"${lines[index - 1]}"
+else
+    words=("$@")
+    count="${SLURM_ARRAY_TASK_COUNT:-1}"
+    index="$(((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0}) / ${SLURM_ARRAY_TASK_STEP:-1}))"
+    if ((count > 1)); then
+        # as many shards as elements at least, or some would have nothing to do
+        part=(--part "$index/$count" --min-shards "$count")
+    fi
 fi
-read -ra words <<<"${lines[index - 1]}"
 # a node without task affinity shows all its cores to a job that may use few
-workers=()
-if [[ "${words[0]}" == scenes || "${words[0]}" == coco ]]; then
-    workers=(--workers "${SLURM_CPUS_PER_TASK:-1}")
+workers=(--workers "${SLURM_CPUS_PER_TASK:-1}")
+case "${words[0]}" in
+    verify | stats | preview | sources) workers=() ;;
+esac
+if [[ "${words[0]}" == scenes || "${#workers[@]}" == 0 ]] && ((${#part[@]} > 0)); then
+    echo "prepare: ${words[0]} cannot be shared by the elements of an array; submit one." >&2
+    exit 2
 fi
-srun "${xdec_python[@]}" -m pipelines.prepare "${words[0]}" "${workers[@]}" "${words[@]:1}"
+srun "${xdec_python[@]}" -m pipelines.prepare "${words[0]}" "${workers[@]}" "${part[@]}" \
+    "${words[@]:1}"

@@ -223,11 +223,41 @@ def test_prepare_takes_the_line_of_its_array_element(start: Start, tmp_path: Pat
     ]
 
 
+def test_elements_of_an_array_share_one_data_set(start: Start) -> None:
+    words = ("refcoco+", "--root", "a", "--out", "b")
+    for number in ("4", "6", "8"):
+        _, calls = start(
+            "prepare.sh",
+            *words,
+            SLURM_ARRAY_TASK_ID=number,
+            SLURM_ARRAY_TASK_MIN="4",
+            SLURM_ARRAY_TASK_STEP="2",
+            SLURM_ARRAY_TASK_COUNT="3",
+        )
+    command = "srun python -m pipelines.prepare refcoco+ --workers 1 --part {}/3 --min-shards 3"
+    assert calls == [f"{command.format(n)} --root a --out b" for n in range(3)]
+
+
+def test_one_job_prepares_a_data_set_alone(start: Start) -> None:
+    _, calls = start("prepare.sh", "coco", "--root", "a", "--out", "b", SLURM_CPUS_PER_TASK="5")
+    assert calls == ["srun python -m pipelines.prepare coco --workers 5 --root a --out b"]
+
+
+@pytest.mark.parametrize("verb", ["scenes", "verify"])
+def test_what_cannot_be_shared_is_refused_by_an_array(start: Start, verb: str) -> None:
+    result, calls = start(
+        "prepare.sh", verb, "b", SLURM_ARRAY_TASK_ID="1", SLURM_ARRAY_TASK_COUNT="2"
+    )
+    assert result.returncode == 2
+    assert f"{verb} cannot be shared by the elements of an array" in result.stderr
+    assert not calls
+
+
 def test_prepare_refuses_a_missing_line_and_a_missing_file(start: Start, tmp_path: Path) -> None:
     jobs = tmp_path / "jobs.txt"
     jobs.write_text("verify b\n")
     result, calls = start("prepare.sh", str(jobs), SLURM_ARRAY_TASK_ID="2")
     assert result.returncode == 2
     assert "array element 2 needs line 2" in result.stderr
-    assert "needs one file" in start("prepare.sh")[0].stderr
+    assert "got nothing" in start("prepare.sh")[0].stderr
     assert not calls
