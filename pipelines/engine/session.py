@@ -15,7 +15,7 @@ from rich.console import Console
 from pipelines.config import RunConfig
 from pipelines.data.stream import build_stream
 from pipelines.engine.backend import Backend, TrainedModule
-from pipelines.engine.checkpoint import Checkpointer, find_checkpoint, load_weights
+from pipelines.engine.checkpoint import Checkpointer, find_checkpoint
 from pipelines.engine.checkpoint_files import write_text_atomically
 from pipelines.engine.distributed import Group
 from pipelines.engine.ema import Ema
@@ -31,6 +31,7 @@ from pipelines.engine.state import TrainState
 from pipelines.engine.torch_backend import TorchBackend
 from pipelines.errors import CheckpointError, ExitCode, PipelineError
 from pipelines.families import build_model_of, build_tasks_of
+from pipelines.initial_weights import load_initial_weights
 from pipelines.overrides import to_json
 from pipelines.tracking.base import Tracker
 from pipelines.tracking.jsonl import EventLog, JsonlTracker, count_starts
@@ -43,7 +44,7 @@ def build_losses(config: RunConfig, device: torch.device) -> MultiTask:
     """The model and its tasks in training mode, with the weights of `init_from` where set."""
     model = build_model_of(config.model)
     if config.init_from:
-        load_weights(model, find_checkpoint(Path(config.init_from)))
+        load_initial_weights(model, Path(config.init_from))
     return MultiTask(model, build_tasks_of(config)).to(device).train()
 
 
