@@ -1,8 +1,10 @@
 """HuggingFace's `config.json` of MaskFormer and Mask2Former, read and written."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from xdecoder.config import BackboneConfig
 from xdecoder.convert.hf_mask_former import (
     MASK2FORMER_RESNET,
     MASK2FORMER_SWIN,
@@ -12,6 +14,7 @@ from xdecoder.convert.hf_mask_former import (
 from xdecoder.convert.pairs import Pair
 from xdecoder.convert.rules import CheckpointError
 from xdecoder.mask_former.config import MaskFormerConfig, ResNetConfig, SwinConfig
+from xdecoder.mask_former.published import TRUNKS
 
 # (is it Mask2Former, is the trunk a Swin)
 _TABLES = {
@@ -38,6 +41,15 @@ def table_for(theirs: Mapping[str, Any]) -> tuple[Pair, ...]:
     return _TABLES[kind == "mask2former", _TRUNKS[trunk]]
 
 
+def class_names(theirs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes in the order of their ids; none where the file only numbers them."""
+    labels = {int(i): str(name) for i, name in theirs.get("id2label", {}).items()}
+    names = tuple(labels[i] for i in sorted(labels))
+    is_numbered = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+    is_list = sorted(labels) == list(range(len(labels))) and len(set(names)) == len(names)
+    return () if is_numbered or not is_list else names
+
+
 def num_heads(theirs: Mapping[str, Any]) -> int:
     """Heads of the decoder (and of Mask2Former's encoder), which no shape tells."""
     if theirs["model_type"] == "mask2former":
@@ -48,7 +60,7 @@ def num_heads(theirs: Mapping[str, Any]) -> int:
 def table_of(config: MaskFormerConfig) -> tuple[Pair, ...]:
     """The table of names that a model of ours is written with."""
     is_masked = config.decoder.kind == "masked"
-    return _TABLES[is_masked, isinstance(config.backbone, SwinConfig)]
+    return _TABLES[is_masked, isinstance(_sized(config.backbone), SwinConfig)]
 
 
 def write_config(config: MaskFormerConfig) -> dict[str, Any]:
@@ -64,9 +76,10 @@ def write_config(config: MaskFormerConfig) -> dict[str, Any]:
             f"pyramid; got {decoder.kind!r} on {pixels.kind!r} with {pixels.num_layers} layers. "
             "Keep our own layout for this model."
         )
-    labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
+    names = config.class_names or [f"LABEL_{i}" for i in range(config.num_classes)]
+    labels = {str(i): name for i, name in enumerate(names)}
     shared = {
-        "backbone_config": _trunk_config(config.backbone, is_masked=is_masked),
+        "backbone_config": _trunk_config(_sized(config.backbone), is_masked=is_masked),
         "id2label": labels,
         "label2id": {name: int(i) for i, name in labels.items()},
         "mask_feature_size": config.mask_dim,
@@ -110,6 +123,20 @@ def _maskformer(config: MaskFormerConfig) -> dict[str, Any]:
             "num_queries": decoder.num_queries,
         },
     }
+
+
+def _sized(backbone: SwinConfig | ResNetConfig | BackboneConfig) -> SwinConfig | ResNetConfig:
+    if not isinstance(backbone, BackboneConfig):
+        return backbone
+    if backbone.name not in TRUNKS:
+        raise CheckpointError(
+            f"convert: HuggingFace's layout has trunks {', '.join(TRUNKS)} here; got "
+            f"{backbone.name!r}. Keep our own layout for this model."
+        )
+    sized = TRUNKS[backbone.name]
+    if isinstance(sized, SwinConfig):
+        return replace(sized, drop_path=backbone.drop_path)
+    return sized
 
 
 def _trunk_config(backbone: SwinConfig | ResNetConfig, *, is_masked: bool) -> dict[str, Any]:

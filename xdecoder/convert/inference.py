@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -26,8 +26,12 @@ def infer_config(
     num_pixel_heads: int = NUM_HEADS,
     num_heads: int = NUM_HEADS,
     size_divisibility: int = 32,
+    class_names: Sequence[str] = (),
 ) -> MaskFormerConfig:
-    """The model that a state dict under our names belongs to."""
+    """The model that a state dict under our names belongs to.
+
+    class_names: what the source calls its classes; left out where it calls another number of them.
+    """
     classes = state[_DECODER + "heads.class_projection.weight"]
     mask_projection = state[_PIXELS + "mask_projection.weight"]
     num_layers = _count(state, _DECODER + r"layers\.(\d+)\.")
@@ -35,8 +39,10 @@ def infer_config(
     dim = classes.shape[1]
     pixel_dim = mask_projection.shape[1]
     projections = [key for key in state if key.startswith(_DECODER + "input_projection")]
+    num_classes = classes.shape[0] - 1
     return MaskFormerConfig(
-        num_classes=classes.shape[0] - 1,
+        num_classes=num_classes,
+        class_names=tuple(class_names) if len(class_names) == num_classes else (),
         backbone=_infer_backbone(state),
         pixel_decoder=_infer_pixel_decoder(state, num_pixel_heads),
         decoder=QueryDecoderConfig(

@@ -5,7 +5,7 @@ Source: the configs folders of facebookresearch/MaskFormer and facebookresearch/
 
 from typing import Literal
 
-from xdecoder.config import PixelDecoderConfig
+from xdecoder.config import BackboneConfig, PixelDecoderConfig
 from xdecoder.mask_former.config import (
     MaskFormerConfig,
     QueryDecoderConfig,
@@ -18,6 +18,7 @@ TrunkName = Literal["r50", "r101", "swin_t", "swin_s", "swin_b", "swin_l"]
 # Source: MODEL.MASK_FORMER.DROPOUT of MaskFormer's configs
 _DROPOUT = 0.1
 
+# their sizes, which converted files are compared with
 TRUNKS: dict[str, ResNetConfig | SwinConfig] = {
     "r50": ResNetConfig(),
     "r101": ResNetConfig(depths=(3, 4, 23, 3)),
@@ -28,6 +29,13 @@ TRUNKS: dict[str, ResNetConfig | SwinConfig] = {
 }
 
 
+def named_trunk(name: TrunkName) -> BackboneConfig:
+    """A published trunk with what it was trained with: drop path, or frozen statistics."""
+    if name in ("r50", "r101"):
+        return BackboneConfig(name=name, freeze_norm=True)
+    return BackboneConfig(name=name, drop_path=SwinConfig.drop_path)
+
+
 def mask2former(trunk: TrunkName = "r50", *, num_classes: int = 133) -> MaskFormerConfig:
     """Mask2Former; the Swin-L models have 200 queries, the others 100.
 
@@ -36,7 +44,7 @@ def mask2former(trunk: TrunkName = "r50", *, num_classes: int = 133) -> MaskForm
     num_queries = 200 if trunk == "swin_l" else 100
     return MaskFormerConfig(
         num_classes=num_classes,
-        backbone=TRUNKS[trunk],
+        backbone=named_trunk(trunk),
         pixel_decoder=PixelDecoderConfig(kind="msdeform", num_layers=6, ffn_dim=1024),
         decoder=QueryDecoderConfig(kind="masked", num_layers=9, num_queries=num_queries),
     )
@@ -54,7 +62,7 @@ def maskformer(
     has_encoder = is_resnet if has_encoder is None else has_encoder
     return MaskFormerConfig(
         num_classes=num_classes,
-        backbone=TRUNKS[trunk],
+        backbone=named_trunk(trunk),
         pixel_decoder=PixelDecoderConfig(
             kind="fpn_transformer",
             num_layers=6 if has_encoder else 0,
