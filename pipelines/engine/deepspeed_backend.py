@@ -84,8 +84,10 @@ class DeepSpeedBackend:
     def forward(
         self, batches: Sequence[Batch], draws: UniformSource, counts: Counts | None
     ) -> dict[str, Tensor]:
+        # before: ZeRO-3 would gather the weights of other modules on other ranks
+        _require_same([batch.task for batch in batches], "tasks", batches[0].images.device)
         terms = self._engine(batches, draws, counts)
-        _require_same_terms(terms)
+        _require_same(list(terms), "loss terms", batches[0].images.device)
         return terms
 
     def backward(self, loss: Tensor) -> None:
@@ -178,30 +180,29 @@ def _prepare_parameters(model: nn.Module) -> None:
         parameter.data = parameter.data.contiguous()
 
 
-def _require_same_terms(terms: Mapping[str, Tensor]) -> None:
-    """Return if every rank has the same loss terms in the same order.
+def _require_same(names: Sequence[str], what: str, device: torch.device) -> None:
+    """Return if every rank has the same names in the same order.
 
     Ranks that use other parameters send their gradients in another order, and ZeRO adds what
     does not belong together without noticing.
 
     Raises:
-        ConfigError: naming what only some ranks have; on every rank.
+        ConfigError: saying what each rank has; on every rank.
     """
     if dist.get_world_size() == 1:
         return
-    own = zlib.crc32("|".join(terms).encode())
-    extremes = torch.tensor([own, -own], device=next(iter(terms.values())).device)
+    own = zlib.crc32("|".join(names).encode())
+    extremes = torch.tensor([own, -own], device=device)
     dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
     if extremes[0] == -extremes[1]:
         return
-    names: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(names, list(terms))
-    everywhere = set.intersection(*(set(rank) for rank in names))
-    some = sorted(set().union(*names) - everywhere) or ["an other order of the same terms"]
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, tuple(names))
+    first = next(rank for rank, its in enumerate(ranks) if its != ranks[0])
     raise ConfigError(
-        "parallel.backend=deepspeed needs the same loss terms on every rank in every step; only "
-        f"some ranks have {', '.join(some)}. Give every rank the same tasks, or set "
-        "parallel.backend=torch."
+        f"parallel.backend=deepspeed needs the same {what} on every rank in every step; rank 0 "
+        f"has {', '.join(ranks[0])}, rank {first} has {', '.join(ranks[first])}. Give every rank "
+        "the same tasks, or set parallel.backend=torch."
     )
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from pipelines.config import RunConfig
+from pipelines.data.mixture import num_drawn
+from pipelines.data.tolerance import DamageCount
 from pipelines.engine.checkpoint import Checkpointer
 from pipelines.engine.distributed import Group
 from pipelines.engine.machine import memory_gib, to_device
@@ -47,7 +49,7 @@ WALL_TIME = "wall time"
 class Surroundings:
     """What the loop talks to besides the state: other ranks, files, screens, signals, the clock.
 
-    wall_time: of the job, on the main rank only.
+    wall_time: of the job, on the main rank only. damage: what the stream could not use.
     """
 
     group: Group
@@ -57,6 +59,7 @@ class Surroundings:
     events: EventLog | None
     stop: StopFlag
     wall_time: WallTime | None = None
+    damage: DamageCount | None = None
     draw_panels: DrawPanels | None = None
 
 
@@ -65,7 +68,7 @@ def train(
 ) -> ExitCode:
     """Why the loop ended: after `config.steps`, at a signal, or before the time limit of the job.
 
-    The state is saved before every return. Raises what `Recorder.rows` raises.
+    The state is saved before every return. Raises what `Recorder.rows` and `DamageCount.check` do.
     """
     recorder = Recorder(group=around.group)
     progress = ProgressLine(
@@ -81,7 +84,7 @@ def train(
             is_drawing = _is_due(state.step, config.tracking.panels_every)
             # rows go first: they refuse a non-finite loss, and a checkpoint implies its rows
             if is_saving or is_drawing or _is_due(state.step, config.tracking.log_every):
-                row = _report(recorder, progress, around)
+                row = _report(recorder, progress, state, around)
             if is_saving:
                 around.checkpointer.save(state, metrics=row)
             if is_last:
@@ -115,6 +118,8 @@ def train_step(
             sums[name] = sums.get(name, 0) + term.detach() / num_micro
 
     factor = learning_rate_factor(config.schedule, state.step, config.steps)
+    scale = state.backend.loss_scale
+    loss_scale = None if scale is None else scale.value
     gradient_norm = state.backend.step(factor)
     state.step += 1
     if state.ema is not None:
@@ -126,6 +131,7 @@ def train_step(
         loss=sum_of(sums),
         gradient_norm=gradient_norm,
         learning_rate=config.optimizer.learning_rate * factor,
+        loss_scale=loss_scale,
         data_seconds=data_seconds,
     )
     return record, on_device[-1]
@@ -150,17 +156,32 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _report(recorder: Recorder, progress: ProgressLine, around: Surroundings) -> Row:
+def _report(
+    recorder: Recorder, progress: ProgressLine, state: TrainState, around: Surroundings
+) -> Row:
     """The row of the last step, after all new ones were shown and tracked."""
     rows = recorder.rows()
     if not rows:
         return {}
     memory = memory_gib(around.device)
     rows[-1]["memory_gib"] = memory
+    if around.damage is not None:
+        rows[-1]["damaged_samples"] = _count_damage(state, around.damage, around.events)
     progress.show(rows[-1], memory_gib=memory)
     for tracker in around.trackers:
         tracker.log_rows(rows)
+    if around.damage is not None:
+        around.damage.check(num_drawn(state.data or {}))
     return rows[-1]
+
+
+def _count_damage(state: TrainState, damage: DamageCount, events: EventLog | None) -> int:
+    """The damaged samples of the run so far; the number is saved with the state of the data."""
+    for found in damage.settle():
+        if events is not None:
+            events.write("damaged_sample", {"step": state.step, **found.facts()})
+    state.data = {**(state.data or {}), "num_damaged": damage.total}
+    return damage.total
 
 
 def _wants_to_stop(around: Surroundings) -> bool:

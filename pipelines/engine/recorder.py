@@ -22,6 +22,8 @@ class StepRecord:
     """What one step leaves behind; tensors stay on the device.
 
     keys: of the samples in this rank's batches. terms: weighted loss terms.
+    loss_scale: that the gradients of this step had, in fp16; there a gradient norm that is not
+    finite is no error but a step that was left out while the scale falls.
     """
 
     step: int
@@ -30,6 +32,7 @@ class StepRecord:
     loss: Tensor
     gradient_norm: Tensor
     learning_rate: float
+    loss_scale: float | None = None
     data_seconds: float = 0.0
 
 
@@ -75,7 +78,7 @@ class Recorder:
         bad = sorted(
             {name for values in ranks for name, value in values.items() if not math.isfinite(value)}
         )
-        if not bad:
+        if not bad or (bad == ["gradient_norm"] and record.loss_scale is not None):
             return
         # every rank sees the same numbers, so every rank comes here
         keys = [key for rank in self.group.gather(record.keys) for key in rank]
@@ -108,6 +111,10 @@ def _row(record: StepRecord, ranks: Sequence[Mapping[str, float]]) -> Row:
         "learning_rate": record.learning_rate,
         "gradient_norm": ranks[0]["gradient_norm"],
     }
+    if record.loss_scale is not None:
+        row["loss_scale"] = record.loss_scale
+    if not math.isfinite(row["gradient_norm"]):
+        row["gradient_norm"], row["left_out"] = 0.0, 1
     # a term that a rank does not have counts as zero there, so that terms add up to the loss
     for values in ranks:
         for name, value in values.items():

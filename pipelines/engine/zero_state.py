@@ -69,7 +69,8 @@ class ShardedMoments(WholeWeights):
 
     def moments(self) -> dict[str, Tensor]:
         zero = self._engine.optimizer
-        _link_moments(zero)
+        if _has_stepped(zero.optimizer.state):
+            _link_moments(zero)
         return _read_moments(
             zero.optimizer.state,
             self._trained,
@@ -195,15 +196,20 @@ def _read_moments(
     read: Callable[[nn.Parameter, str], Tensor],
 ) -> dict[str, Tensor]:
     """Whole moments and the number of steps; on ranks but 0 they are dropped one by one."""
-    if not state:
+    if not _has_stepped(state):
         return {}
-    tensors = {STEP: torch.as_tensor(next(iter(state.values()))["step"]).reshape(1).float().cpu()}
+    num_steps = next(iter(state.values()))["step"]
+    tensors = {STEP: torch.as_tensor(num_steps).reshape(1).float().cpu()}
     for name, parameter in trained.items():
         for moment in MOMENTS:
             tensor = read(parameter, moment)
             if dist.get_rank() == 0:
                 tensors[f"{moment}/{name}"] = tensor.detach().cpu()
     return tensors if dist.get_rank() == 0 else {}
+
+
+def _has_stepped(state: Mapping[Any, Any]) -> bool:
+    return "step" in next(iter(state.values()), {})
 
 
 def _empty_moments(optimizer: Any, partitions: list[Tensor], moments: Named, step: int) -> None:
