@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -126,19 +127,19 @@ class ShardCache:
 
     def _remove_oldest(self, num_bytes: int) -> bool:
         """Whether so many bytes are free, after removing complete files as far as needed."""
-        files = [(entry, entry.stat()) for entry in self.folder.iterdir() if entry.is_file()]
+        files = [(entry, facts) for entry in self.folder.iterdir() if (facts := _facts(entry))]
         used = sum(facts.st_size for _, facts in files)
-        complete = sorted((facts.st_mtime_ns, entry, facts.st_size) for entry, facts in files
-                          if entry.suffix != _PARTIAL)  # fmt: skip
+        complete = [item for item in files if item[0].suffix != _PARTIAL]
+        complete.sort(key=lambda item: item[1].st_mtime_ns)
         for entry, facts in files:
             if entry.suffix == _PARTIAL and self._is_abandoned(entry):
                 entry.unlink(missing_ok=True)
                 used -= facts.st_size
-        for _, entry, size in complete:
+        for entry, facts in complete:
             if used + num_bytes <= self.max_bytes:
                 break
             entry.unlink(missing_ok=True)
-            used -= size
+            used -= facts.st_size
         return used + num_bytes <= self.max_bytes
 
     def _is_abandoned(self, partial: Path) -> bool:
@@ -155,6 +156,15 @@ class ShardCache:
         with (self.folder / "locks" / name).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _facts(entry: Path) -> os.stat_result | None:
+    """What a file is like; None for a folder, and for a file that was just renamed."""
+    try:
+        facts = entry.stat()
+    except FileNotFoundError:
+        return None
+    return facts if stat.S_ISREG(facts.st_mode) else None
 
 
 def _mark_used(path: Path) -> bool:
