@@ -75,4 +75,6 @@ def _panels_of(config: RunConfig) -> DrawPanels | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    _STOP.ignore()
+    sys.exit(code)

@@ -10,6 +10,8 @@ from pipelines.errors import ExitCode
 from pipelines.tracking.jsonl import read_events
 
 _POLL_SECONDS = 1.0
+# a node refuses a start whose credential is as old as those it revoked at the requeue, in seconds
+_REVOKED_SECONDS = 3.0
 # SLURM lets a requeued job wait two minutes; others may be in front of it
 _PATIENCE_SECONDS = 3600.0
 
@@ -68,15 +70,16 @@ class _Log:
         self, kind: str, *, meanwhile: Callable[[], None] = lambda: None
     ) -> dict[str, Any] | None:
         """The next event of this kind; None if the run ends before it, or in all patience."""
-        end = time.monotonic() + self._patience_seconds
-        while time.monotonic() < end:
+        began = time.monotonic()
+        while time.monotonic() < began + self._patience_seconds:
             for index, event in enumerate(read_events(self._folder)[self._num_seen :]):
                 if event["event"] == kind:
                     self._num_seen += index + 1
                     return event
                 if event["event"] in ("finished", "failed"):
                     return None
-            meanwhile()
+            if time.monotonic() > began + _REVOKED_SECONDS:
+                meanwhile()
             time.sleep(_POLL_SECONDS)
         return None
 

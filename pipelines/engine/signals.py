@@ -48,6 +48,15 @@ class StopFlag:
         self.forced_exit.watch()
         return self
 
+    def ignore(self) -> None:
+        """Let signals do nothing from now on: the run is over, and only its process is left.
+
+        Python gives handlers up while it shuts down, and a finished run would die of a signal.
+        """
+        self.forced_exit.give_up()
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     @property
     def is_set(self) -> bool:
         """Whether there is a reason to stop."""

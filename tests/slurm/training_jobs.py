@@ -1,6 +1,7 @@
 """Jobs that train a small model on the embedded scenes over two nodes, and what they leave."""
 
 import json
+import time
 from pathlib import Path
 
 from pipelines.tracking.jsonl import read_events, read_metrics
@@ -17,6 +18,8 @@ SMALL = (
     *("tracking.panels_every=0", "tracking.log_every=1", "checkpoint.every_steps=1000"),
     *(f"steps={NUM_STEPS}", "schedule.warmup_steps=2", "preemption.margin_seconds=3"),
 )
+# a node refuses a start whose credential is as old as those it revoked at the requeue
+_REVOKED_SECONDS = 3.0
 _OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
@@ -57,10 +60,15 @@ class TrainingJobs:
     def wait_for_end(self, job: str, folder: Path, *, state: str = "COMPLETED") -> None:
         """Return when the job is over in this state, started again as often as it asks for."""
 
+        waiting_since: list[float] = []
+
         def has_ended() -> bool:
             now = self.cluster.state_of(job)
             if now == "PENDING":
+                waiting_since.append(time.monotonic())
+            if now == "PENDING" and time.monotonic() > waiting_since[0] + _REVOKED_SECONDS:
                 self.cluster.start_now(job)
+                waiting_since.clear()
             assert now == state or now not in _OVER, f"{now}: {output_of(folder)}"
             return now == state
 

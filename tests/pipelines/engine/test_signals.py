@@ -1,12 +1,16 @@
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from pipelines.engine.signals import StopFlag
 from pipelines.errors import ExitCode
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -62,3 +66,23 @@ def test_request_stops_like_a_signal_but_never_hides_one(flag: StopFlag) -> None
     assert StopFlag.exit_code_of(str(flag.reason)) == ExitCode.REQUEUE
     flag.request("later")
     assert flag.reason == "wall time"
+
+
+def test_signal_after_the_end_does_not_change_the_exit_code() -> None:
+    # the object outlives Python's own handlers, and signals the process while it shuts down
+    program = """
+import os, signal, sys
+from pipelines.engine.signals import StopFlag
+class Late:
+    def __del__(self, kill=os.kill, me=os.getpid()):
+        kill(me, 12)
+stop = StopFlag().install()
+if sys.argv[1] == "ignore":
+    stop.ignore()
+signal.late = Late()
+"""
+    codes = [
+        subprocess.run([sys.executable, "-c", program, how], cwd=REPOSITORY).returncode
+        for how in ("ignore", "keep")
+    ]
+    assert codes == [0, -signal.SIGUSR2]
