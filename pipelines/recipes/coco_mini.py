@@ -11,6 +11,7 @@ from pipelines.data.config import (
 )
 from pipelines.recipes.scenes import scenes
 from xdecoder.config import tiny
+from xdecoder.tasks.config import LossConfig, NounWeights
 
 
 def coco_mini() -> RunConfig:
@@ -25,6 +26,7 @@ def coco_mini() -> RunConfig:
     shards, size_hw = ("data/coco_mini/shards",), (192, 256)
     augment = AugmentConfig(flip_prob=0.5, scale_range=(0.8, 1.5))
     base = scenes()
+    assert isinstance(base.losses, LossConfig)
     return replace(
         base,
         name="coco_mini",
@@ -36,5 +38,7 @@ def coco_mini() -> RunConfig:
             image_text=ImageTextDataConfig(shards=shards, batch_size=8, size_hw=(96, 128)),
         ),
         model=replace(tiny(), text=replace(tiny().text, num_merges=None)),
+        # captions of photographs name more than the classes do
+        losses=replace(base.losses, nouns=NounWeights()),
         evaluation=EvaluationConfig(root="data/coco_mini", split="val"),
     )

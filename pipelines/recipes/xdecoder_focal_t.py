@@ -16,7 +16,7 @@ from pipelines.data.config import (
 )
 from pipelines.data.protection import PAPER
 from xdecoder.config import BackboneConfig, ModelConfig
-from xdecoder.tasks.config import LayeredWeight, LossConfig
+from xdecoder.tasks.config import LayeredWeight, LossConfig, RegionTextWeights
 
 # 50 passes over the 104k COCO images that survive the filter, 32 in a step
 _STEPS = 162_500
@@ -48,7 +48,10 @@ def xdecoder_focal_t_pretrain() -> RunConfig:
             backbone=BackboneConfig(name="focalnet_tiny_lrf", weights="timm", drop_path=0.3),
         ),
         losses=LossConfig(
-            captioning=LayeredWeight(weight=8.0), retrieval=LayeredWeight(weight=8.0)
+            # not in the paper, whose caption nouns stand by default
+            region_text=RegionTextWeights(weight=0.0),
+            captioning=LayeredWeight(weight=8.0),
+            retrieval=LayeredWeight(weight=8.0),
         ),
         data=DataConfig(
             segmentation=SegmentationDataConfig(
