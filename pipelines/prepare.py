@@ -201,6 +201,10 @@ def _run_source(source: Source, options: argparse.Namespace) -> None:
         print(f"{options.out} {name}: {len(split.shards)} shards, {split.counts}")
         for (protects, reason), count in removed_counts(split).items():
             print(f"{options.out} {name}: {count} removed, {reason} in {protects}")
+    for name, images in manifest.protect.items():
+        if images.num_hashed < images.num_images:
+            unseen = images.num_images - images.num_hashed
+            print(f"{options.out}: {unseen} images of {name} were not there, compared by id only")
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
