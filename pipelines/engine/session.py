@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 
 from pipelines.config import RunConfig
-from pipelines.data.stream import build_stream
+from pipelines.data.stream import DataStream, build_stream
+from pipelines.data.tolerance import DamageCount
 from pipelines.engine.backend import Backend, TrainedModule
 from pipelines.engine.checkpoint import Checkpointer, find_checkpoint
 from pipelines.engine.checkpoint_files import write_text_atomically
@@ -89,6 +90,7 @@ def run(
             seed=config.seed,
             state=state.data,
         )
+        damage = _count_damage(stream, config, state, device, group)
         around = Surroundings(
             group=group,
             device=device,
@@ -97,9 +99,26 @@ def run(
             events=events,
             stop=stop,
             wall_time=wall_time,
+            damage=damage,
             draw_panels=request.draw_panels,
         )
         return _train_and_tell(state, losses, stream, config, around)
+
+
+def _count_damage(
+    stream: Stream, config: RunConfig, state: TrainState, device: torch.device, group: Group
+) -> DamageCount | None:
+    """What counts the damaged samples of a stream of shards, which delivers to the device."""
+    if not isinstance(stream, DataStream):
+        return None
+    damage = DamageCount(
+        max_damaged=config.data.max_damaged,
+        max_share=config.data.max_damaged_share,
+        total=(state.data or {}).get("num_damaged", 0),
+        gather=group.gather,
+    )
+    stream.device, stream.on_damage = device, damage.add
+    return damage
 
 
 def _build_state(
