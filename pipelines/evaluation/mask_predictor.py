@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipelines.data.coco import Category
 from pipelines.errors import ConfigError
-from pipelines.evaluation.images import fitted_size_hw, resized
+from pipelines.evaluation.images import resized
 from pipelines.evaluation.model_predictor import found_instances
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import FoundSegments, ImageArray, NamedRegions
@@ -78,7 +78,7 @@ class MaskPredictor:
     ) -> FoundSegments:
         options = self._options
         size_hw = (image.shape[0], image.shape[1])
-        pixels = resized(image, fitted_size_hw(size_hw, options.size_hw))
+        pixels = resized(image, options.input_hw(size_hw))
         tensor = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)  # [3, h, w]
         result = predict(self._model, tensor, size_hw)
         probs = _probs_of(result.class_probs, columns)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipelines.evaluation.images import fitted_size_hw, resized
+from pipelines.evaluation.images import resized
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import (
     FoundInstance,
@@ -15,10 +15,12 @@ from pipelines.evaluation.predictor import (
     ImageArray,
     NamedRegions,
 )
+from pipelines.evaluation.protocols import REFER_PROTOCOLS
 from xdecoder import postprocess
 from xdecoder.batch import Vocabulary
 from xdecoder.model import XDecoder
 from xdecoder.tasks import captioning, referring, retrieval, segmentation
+from xdecoder.text.prompts import class_embeddings
 
 
 class ModelPredictor:
@@ -31,16 +33,22 @@ class ModelPredictor:
     def __init__(self, model: XDecoder, *, options: EvaluationOptions) -> None:
         self._model = model
         self._options = options
-        self._class_vectors: dict[tuple[str, ...], Tensor] = {}
+        self._class_vectors: dict[tuple[tuple[str, ...], str], Tensor] = {}
 
     def segment(self, images: Sequence[ImageArray], vocabulary: Vocabulary) -> list[FoundSegments]:
         """Segments, semantic map and instances of each image."""
         return [self._segment(image, vocabulary) for image in images]
 
     def refer(self, image: ImageArray, phrases: Sequence[str]) -> list[Bool[np.ndarray, "h w"]]:
-        """The region that each phrase means, every phrase on its own."""
-        size_hw = (image.shape[0], image.shape[1])
-        logits = referring.predict(self._model, self._fitted(image), phrases, size_hw)
+        """The region that each phrase means; the protocol says whether phrases see each other."""
+        logits = referring.predict(
+            self._model,
+            self._fitted(image),
+            phrases,
+            (image.shape[0], image.shape[1]),
+            is_joint=REFER_PROTOCOLS[self._options.refer_protocol].is_joint,
+            resize=self._options.resize,
+        )
         return list((logits > 0).cpu().numpy())
 
     def caption(self, images: Sequence[ImageArray]) -> list[str]:
@@ -84,7 +92,9 @@ class ModelPredictor:
             self._fitted(image),
             vocabulary.names,
             (image.shape[0], image.shape[1]),
-            class_vectors=self._vocabulary_vectors(vocabulary.names),
+            class_vectors=self._vocabulary_vectors(vocabulary.names, options.vocabulary),
+            has_global_query=options.has_global_query,
+            resize=options.resize,
         )
         panoptic = postprocess.panoptic(
             result.class_probs,
@@ -109,35 +119,39 @@ class ModelPredictor:
             instances=found_instances(found),
         )
 
-    def _vocabulary_vectors(self, names: tuple[str, ...]) -> Tensor:
-        if names not in self._class_vectors:
+    def _vocabulary_vectors(self, names: tuple[str, ...], kind: str = "with-background") -> Tensor:
+        """Vectors of the names; the last row stands for nothing, and is a name or a text apart."""
+        if (names, kind) not in self._class_vectors:
+            encode = (
+                segmentation.encode_vocabulary if kind == "with-background" else class_embeddings
+            )
             with torch.no_grad():
-                self._class_vectors[names] = segmentation.encode_vocabulary(
-                    self._model, names, templates=self._options.templates
-                )
-        return self._class_vectors[names]
+                vectors = encode(self._model, names, templates=self._options.templates)
+            self._class_vectors[names, kind] = vectors
+        return self._class_vectors[names, kind]
 
     def _text_vectors(self, texts: Sequence[str]) -> Tensor:
         # the last row belongs to the background
         return self._vocabulary_vectors(tuple(texts))[:-1]
 
-    def _fitted(
-        self, image: ImageArray, box_hw: tuple[int, int] | None = None
-    ) -> Float[Tensor, "3 h w"]:
-        box_hw = box_hw or self._options.size_hw
-        pixels = resized(image, fitted_size_hw((image.shape[0], image.shape[1]), box_hw))
-        return torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)  # [3, h, w]
+    def _fitted(self, image: ImageArray) -> Float[Tensor, "3 h w"]:
+        return _pixels(image, self._options.input_hw((image.shape[0], image.shape[1])))
 
     def _batch(
         self, images: Sequence[ImageArray]
     ) -> tuple[Float[Tensor, "b 3 h w"], list[tuple[int, int]]]:
-        fitted = [self._fitted(image, self._options.text_size_hw) for image in images]
+        rule = self._options.text_input_hw
+        fitted = [_pixels(image, rule((image.shape[0], image.shape[1]))) for image in images]
         sizes_hw = [(each.shape[1], each.shape[2]) for each in fitted]
         height, width = max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)
         batch = torch.zeros(len(fitted), 3, height, width)
         for row, each in zip(batch, fitted, strict=True):
             row[:, : each.shape[1], : each.shape[2]] = each
         return batch, sizes_hw
+
+
+def _pixels(image: ImageArray, size_hw: tuple[int, int]) -> Float[Tensor, "3 h w"]:
+    return torch.tensor(resized(image, size_hw), dtype=torch.float32).permute(2, 0, 1)  # [3, h, w]
 
 
 def found_instances(found: postprocess.Instances) -> tuple[FoundInstance, ...]:

@@ -9,9 +9,9 @@ from typing import Any
 from pipelines.data.coco import CocoRecord, decode_mask
 from pipelines.errors import DataError
 from pipelines.evaluation.predictor import ImageArray, Predictor
+from pipelines.evaluation.stage import Answer, Values
 from pipelines.evaluation.zero_shot import PairNaming, best_overlapping
 
-Values = dict[str, float]
 Pair = tuple[str, str]
 META_FILE = Path("annotations") / "scenes_meta.json"
 
@@ -66,20 +66,29 @@ class NamingStage:
         """Whether the image shows a held-out pair."""
         return bool(self._heldout(record))
 
-    def add(
+    def answers(
         self,
         predictor: Predictor,
         images: Sequence[ImageArray],
         records: Sequence[CocoRecord],
-    ) -> None:
-        """Predict and take some images."""
+    ) -> list[Answer]:
+        """For each held-out object, its true pair, the pair that is named, and the overlap."""
+        answers = []
         for image, record in zip(images, records, strict=True):
             named = predictor.name_regions(image, self._texts)
+            rows = []
             for instance, pair in self._heldout(record):
                 truth = decode_mask(instance.segmentation, record.size_hw)
                 best, overlap = best_overlapping(named.regions, truth)
-                self._naming.add(pair, named.similarity[best])
-                self._overlaps.append(overlap)
+                rows.append([list(pair), int(named.similarity[best].argmax()), overlap])
+            answers.append({"objects": rows})
+        return answers
+
+    def take(self, record: CocoRecord, answer: Answer) -> None:
+        """Count the objects of one image."""
+        for pair, choice, overlap in answer["objects"]:
+            self._naming.add((pair[0], pair[1]), choice)
+            self._overlaps.append(overlap)
 
     def result(self) -> tuple[Values, dict[str, Any]]:
         """Percentages by key, and counts."""
@@ -100,6 +109,9 @@ class NamingStage:
     def by_image(self) -> dict[str, dict[int, float]]:
         """Percentages of single images, by name and image id."""
         return {}
+
+    def write_predictions(self, folder: Path) -> None:
+        """Write nothing: there is no official format."""
 
     def _heldout(self, record: CocoRecord) -> list[tuple[Any, Pair]]:
         pairs = self._pairs.pair_of_instance

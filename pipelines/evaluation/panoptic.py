@@ -177,9 +177,11 @@ def ids_to_rgb(segment_ids: Int[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
 
 
-def rgb_to_ids(colours: UInt8[np.ndarray, "h w 3"]) -> Int[np.ndarray, "h w"]:
-    """The segment ids that the colours of a COCO PNG spell."""
-    return colours.astype(np.int64) @ np.array([1, 256, 65536])
+def segments_png(segment_ids: Int[np.ndarray, "h w"]) -> bytes:
+    """Segment ids as COCO's PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(ids_to_rgb(segment_ids)).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 class PanopticPredictions:
@@ -189,38 +191,13 @@ class PanopticPredictions:
         self._pngs: dict[int, bytes] = {}
         self._segments: dict[int, list[dict[str, int]]] = {}
 
-    def add(
-        self,
-        image_id: int,
-        segment_ids: Int[np.ndarray, "h w"],
-        category_ids: Mapping[int, int],
-    ) -> None:
-        """Take one image; segment id 0 is void, every other id has a category.
-
-        Raises:
-            ValueError: ids in the map and ids with a category differ.
-        """
-        present = {int(value) for value in np.unique(segment_ids)} - {0}
-        if present != set(category_ids):
-            raise ValueError(
-                f"PanopticPredictions: every segment of image {image_id} must have pixels and a "
-                f"category; pixels have ids {sorted(present)}, categories {sorted(category_ids)}."
-            )
-        buffer = io.BytesIO()
-        Image.fromarray(ids_to_rgb(segment_ids)).save(buffer, format="PNG", compress_level=1)
-        self._pngs[image_id] = buffer.getvalue()
+    def add_png(self, image_id: int, png: bytes, category_ids: Mapping[int, int]) -> None:
+        """Take one image as `segments_png` codes it, with the category of each segment."""
+        self._pngs[image_id] = png
         self._segments[image_id] = [
             {"id": segment, "category_id": int(category_ids[segment])}
-            for segment in sorted(present)
+            for segment in sorted(category_ids)
         ]
-
-    def merge(self, other: "PanopticPredictions") -> None:
-        """Take the images of another part of the data set."""
-        self._pngs.update(other._pngs)
-        self._segments.update(other._segments)
-
-    def __len__(self) -> int:
-        return len(self._pngs)
 
     def write(self, json_path: Path) -> None:
         """Write COCO's panoptic results: the JSON, and PNGs in a folder named like it."""

@@ -5,7 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,21 @@ _TOOLS = ("torch", "timm", "numpy", "pillow", "pycocotools", "pycocoevalcap")
 
 def protocols(options: EvaluationOptions) -> dict[str, str]:
     """How each family of metrics is defined, as an id; equal ids mean comparable numbers."""
-    seen = f"fit-{options.size_hw[0]}x{options.size_hw[1]}"
-    read = f"fit-{options.text_size_hw[0]}x{options.text_size_hw[1]}"
+    seen, read = options.seen_as, options.read_as
+    asked = f"{seen}/{options.vocabulary}/{options.resize}"
+    asked += "/with-global-query" if options.has_global_query else ""
     tokenizer = OWN_TOKENIZER if options.java == "never" else STANFORD_TOKENIZER
+    pool = f"pools-of-{options.retrieval_pool}" if options.retrieval_pool else "all-images"
+    texts = f"first-{options.texts_per_image}" if options.texts_per_image else "all"
     return {
-        "pq": f"coco-panoptic/{seen}/object-{options.object_threshold:g}"
+        "pq": f"coco-panoptic/{asked}/object-{options.object_threshold:g}"
         f"/overlap-{options.overlap_threshold:g}",
-        "ap": f"coco-segm/{seen}/top-{options.max_instances}/things",
-        "miou": f"panoptic-as-semantic/{seen}/mean-over-true-or-predicted",
-        "refer": f"refer-per-sentence/{seen}/control-other-object",
+        "ap": f"coco-segm/{asked}/top-{options.max_instances}/things",
+        "miou": f"semantic/{asked}/mean-over-true-or-predicted",
+        "refer": f"{options.refer_protocol}/{seen}/{options.resize}/control-other-object",
         "captioning": f"greedy-{options.max_caption_tokens}/{read}/{tokenizer}",
         "caption_token_accuracy": f"teacher-forced/{read}/first-reference/control-other-image",
-        "retrieval": f"pools-of-{options.retrieval_pool}/{read}/all-captions/mean-of-directions",
+        "retrieval": f"{pool}/{read}/{texts}-captions/ties-against/mean-of-directions",
         "zero_shot": "heldout-pairs/best-overlapping-query/all-colour-shape-names"
         "/control-names-of-other-objects",
     }
@@ -49,9 +52,23 @@ def _version(name: str) -> str:
         return "absent"
 
 
-def file_hashes(paths: Iterable[Path], *, root: Path) -> dict[str, str]:
-    """SHA-256 of files, by their path below `root`."""
-    return {path.relative_to(root).as_posix(): digest_of_file(path) for path in sorted(set(paths))}
+def file_hashes(
+    paths: Iterable[Path], *, root: Path, pictures: Sequence[Path] = ()
+) -> dict[str, str]:
+    """SHA-256 of files, by their path below `root`, and one of all pictures together."""
+    hashes = {_below(path, root): digest_of_file(path) for path in sorted(set(paths))}
+    if pictures:
+        hashes[f"{len(pictures)} label pictures"] = digest_of_files(pictures)
+    return hashes
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """SHA-256 of the digests of files, in their order."""
+    return hashlib.sha256("\n".join(digest_of_file(path) for path in paths).encode()).hexdigest()
+
+
+def _below(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def config_hash(config: RunConfig) -> str:
@@ -66,8 +83,9 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     state, manifest = folder / "state.json", folder / "MANIFEST.json"
     if state.is_file():
         facts["step"] = json.loads(state.read_text())["step"]
-    if manifest.is_file():
-        facts["sha256"] = digest_of_file(manifest)
+    weights = [path for path in (manifest, folder / "model.safetensors") if path.is_file()]
+    if weights:
+        facts["sha256"] = digest_of_file(weights[0])
     return facts
 
 

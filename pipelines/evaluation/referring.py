@@ -44,14 +44,13 @@ class ReferringOverlap:
                 f"ReferringOverlap: regions must have one size; got {predicted.shape} predicted "
                 f"and {truth.shape} annotated. Predict at the original size of the image."
             )
-        self.intersections.append(int((predicted & truth).sum()))
-        self.unions.append(int((predicted | truth).sum()))
-        return self.intersections[-1] / max(self.unions[-1], 1)
+        return self.add_pixels(int((predicted & truth).sum()), int((predicted | truth).sum()))
 
-    def merge(self, other: "ReferringOverlap") -> None:
-        """Take the sentences of another part of the data set."""
-        self.intersections += other.intersections
-        self.unions += other.unions
+    def add_pixels(self, intersection: int, union: int) -> float:
+        """Take one sentence whose pixels are counted already; gives its IoU."""
+        self.intersections.append(intersection)
+        self.unions.append(union)
+        return intersection / max(union, 1)
 
     def result(self) -> ReferringScores:
         """The scores over all sentences taken.

@@ -5,9 +5,9 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -19,47 +19,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from pipelines.data.coco import CocoFolder, CocoRecord, CocoSplit
+from pipelines.data.coco import CocoRecord, CocoSplit
+from pipelines.data.records import UNKNOWN_SIZE_HW
+from pipelines.engine.distributed import ProcessPlace
 from pipelines.errors import ConfigError, DataError
+from pipelines.evaluation.answers import Answers, ChunkAnswers, MemoryAnswers
 from pipelines.evaluation.images import read_image
-from pipelines.evaluation.naming_stage import META_FILE, NamingStage, PairVocabulary
+from pipelines.evaluation.naming_stage import NamingStage, PairVocabulary
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import ImageArray, Predictor
 from pipelines.evaluation.predictors import predictor_of, stages_of
 from pipelines.evaluation.provenance import file_hashes, protocols, tool_versions
 from pipelines.evaluation.referring_stage import ReferringStage
 from pipelines.evaluation.segmentation_stage import SegmentationStage
+from pipelines.evaluation.sets import EvaluationData, coco_data
+from pipelines.evaluation.stage import Stage
 from pipelines.evaluation.text_stages import CaptionStage, RetrievalStage
 from pipelines.families import TrainedModel
 
 STAGES = ("segmentation", "referring", "captioning", "retrieval", "naming")
-
-
-class Stage(Protocol):
-    """Metrics of one task: takes images with their records, then gives values and details."""
-
-    name: str
-
-    def wants(self, record: CocoRecord) -> bool:
-        """Whether the image has what the metrics need."""
-        ...
-
-    def add(
-        self,
-        predictor: Predictor,
-        images: Sequence[ImageArray],
-        records: Sequence[CocoRecord],
-    ) -> None:
-        """Predict and take some images."""
-        ...
-
-    def result(self) -> tuple[dict[str, float], dict[str, Any]]:
-        """Percentages by key, and details such as counts."""
-        ...
-
-    def by_image(self) -> dict[str, dict[int, float]]:
-        """Percentages of single images, by name and image id, to find good and bad ones."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,28 +72,69 @@ def evaluate(
     """
     predictor = predictor_of(model.eval(), options=options)
     stages = stages_of(model, STAGES) if tuple(stages) == STAGES else stages
-    scores = score_split(predictor, root, split, options=options, stages=stages, is_quiet=is_quiet)
-    return report_of(scores, root, options)
+    data = coco_data(root, split)
+    scores = score_split(predictor, data, options=options, stages=stages, is_quiet=is_quiet)
+    return report_of(scores, data, options)
 
 
 def score_split(
     predictor: Predictor,
-    root: Path,
-    split: str,
+    data: EvaluationData,
     *,
     options: EvaluationOptions,
     stages: Sequence[str] = STAGES,
     is_quiet: bool = False,
 ) -> SplitScores:
-    """What `evaluate` measures, for any predictor."""
+    """What `evaluate` measures, for any predictor, in one process."""
+    answers, place = MemoryAnswers(), ProcessPlace()
     started = time.perf_counter()
-    folder = CocoFolder(root)
-    found = _first_images(folder.split(split), options.max_images)
-    active = _stages(folder.root, found, options, stages)
-    with _progress(is_quiet) as advance:
-        for records in _chunks(found.records, options.batch_size):
-            _add(active, predictor, records)
+    ask(predictor, data, options, stages, answers, place=place, is_quiet=is_quiet)
+    scores = count(data, options, stages, answers)
+    return replace(scores, seconds=time.perf_counter() - started)
+
+
+def ask(
+    predictor: Predictor,
+    data: EvaluationData,
+    options: EvaluationOptions,
+    stages: Sequence[str],
+    answers: Answers,
+    *,
+    place: ProcessPlace,
+    is_quiet: bool,
+) -> None:
+    """Ask for every chunk of this rank that has no answers yet."""
+    found = first_images(data.split, options.max_images)
+    active = _stages(data, found, options, stages)
+    with _progress(is_quiet or not place.is_main) as advance:
+        for index, records in enumerate(_chunks(found.records, options.batch_size)):
+            if index % place.world_size == place.rank and answers.read(index) is None:
+                answers.write(index, _answers(active, predictor, records))
             advance(len(records), len(found.records))
+
+
+def count(
+    data: EvaluationData, options: EvaluationOptions, stages: Sequence[str], answers: Answers
+) -> SplitScores:
+    """The figures of answers to every chunk, in the order of the split.
+
+    Raises:
+        DataError: a chunk has no answers.
+    """
+    started = time.perf_counter()
+    found = first_images(data.split, options.max_images)
+    active = _stages(data, found, options, stages)
+    for index, records in enumerate(_chunks(found.records, options.batch_size)):
+        given = answers.read(index)
+        if given is None:
+            raise DataError(
+                f"evaluate {data.name}: batch {index} must be answered by a rank; it is not. Do "
+                "all ranks see the output folder?"
+            )
+        for stage in active:
+            mine = [record for record in records if stage.wants(record)]
+            for record, answer in zip(mine, given[stage.name], strict=True):
+                stage.take(record, answer)
     values: dict[str, float] = {}
     details: dict[str, Any] = {"num_images": len(found.records)}
     for stage in active:
@@ -132,68 +151,79 @@ def score_split(
     )
 
 
-def report_of(scores: SplitScores, root: Path, options: EvaluationOptions) -> dict[str, Any]:
+def report_of(
+    scores: SplitScores, data: EvaluationData, options: EvaluationOptions
+) -> dict[str, Any]:
     """The scores as JSON can hold them, with everything that decides what they mean."""
-    others = (root / META_FILE, root / "refs" / "instances.json")
-    truth = [*scores.split.annotation_files, *(path for path in others if path.is_file())]
     return {
         **{key: value if math.isfinite(value) else None for key, value in scores.values.items()},
         "unit": "percent",
-        "root": str(root),
+        "data_set": data.name,
+        "root": str(data.root),
         "split": scores.split.name,
         "protocols": protocols(options),
         "versions": tool_versions(),
-        "ground_truth": file_hashes(truth, root=root),
+        "ground_truth": truth_hashes(data),
         "details": scores.details,
         "images": {str(key): value for key, value in sorted(scores.images.items())},
         "evaluation_seconds": round(scores.seconds, 2),
     }
 
 
-def _first_images(split: CocoSplit, max_images: int) -> CocoSplit:
+def truth_hashes(data: EvaluationData) -> dict[str, str]:
+    """SHA-256 of each annotation file, and one of all label pictures together."""
+    return file_hashes(data.truth_files(), root=data.root, pictures=data.truth_pictures())
+
+
+def first_images(split: CocoSplit, max_images: int) -> CocoSplit:
+    """The split, cut to its first images; 0 = all."""
     if max_images <= 0 or max_images >= len(split.records):
         return split
-    return CocoSplit(
-        name=split.name,
-        records=split.records[:max_images],
-        panoptic_categories=split.panoptic_categories,
-        instance_categories=split.instance_categories,
-        annotation_files=split.annotation_files,
-    )
+    return replace(split, records=split.records[:max_images])
 
 
 def _stages(
-    root: Path, split: CocoSplit, options: EvaluationOptions, names: Sequence[str]
+    data: EvaluationData, split: CocoSplit, options: EvaluationOptions, names: Sequence[str]
 ) -> list[Stage]:
     unknown = sorted(set(names) - set(STAGES))
     if unknown:
         raise ConfigError(f"evaluation: stages must be among {list(STAGES)}; got {unknown}.")
     controls = options.with_controls
     build: dict[str, Callable[[], Stage]] = {
-        "segmentation": lambda: SegmentationStage(split),
-        "referring": lambda: ReferringStage(split.records, with_controls=controls),
+        "segmentation": lambda: SegmentationStage(split, has_objects=data.has_objects),
+        "referring": lambda: ReferringStage(
+            split.records, protocol=options.refer_protocol, with_controls=controls
+        ),
         "captioning": lambda: CaptionStage(
             split.records, with_controls=controls, java=options.java
         ),
-        "retrieval": lambda: RetrievalStage(pool=options.retrieval_pool, with_controls=controls),
+        "retrieval": lambda: RetrievalStage(
+            pool=options.retrieval_pool,
+            texts_per_image=options.texts_per_image,
+            with_controls=controls,
+        ),
     }
     active = [build[name]() for name in STAGES if name in names and name in build]
-    pairs = PairVocabulary.read(root) if "naming" in names else None
+    pairs = PairVocabulary.read(data.root) if "naming" in names else None
     return [*active, NamingStage(pairs)] if pairs else active
 
 
-def _add(stages: Sequence[Stage], predictor: Predictor, records: Sequence[CocoRecord]) -> None:
+def _answers(
+    stages: Sequence[Stage], predictor: Predictor, records: Sequence[CocoRecord]
+) -> ChunkAnswers:
     wanted = [record for record in records if any(stage.wants(record) for stage in stages)]
     images = {record.image_id: _read(record) for record in wanted}
+    answers: ChunkAnswers = {}
     for stage in stages:
         mine = [record for record in wanted if stage.wants(record)]
-        if mine:
-            stage.add(predictor, [images[record.image_id] for record in mine], mine)
+        pictures = [images[record.image_id] for record in mine]
+        answers[stage.name] = stage.answers(predictor, pictures, mine) if mine else []
+    return answers
 
 
 def _read(record: CocoRecord) -> ImageArray:
     image = read_image(record.image_path, turn_upright=False)
-    if image.shape[:2] != record.size_hw:
+    if record.size_hw not in (UNKNOWN_SIZE_HW, image.shape[:2]):
         raise DataError(
             f"{record.image_path}: must be {record.size_hw[0]}x{record.size_hw[1]} as annotated; "
             f"got {image.shape[0]}x{image.shape[1]}. Fetch the original file."
@@ -232,9 +262,9 @@ def _progress(is_quiet: bool) -> Iterator[Callable[[int, int], None]]:
     ) as progress:
         task = progress.add_task("evaluate", total=None, rate=0.0)
 
-        def advance(count: int, total: int) -> None:
+        def advance(amount: int, total: int) -> None:
             nonlocal done
-            done += count
+            done += amount
             rate = done / max(time.perf_counter() - started, 1e-9)
             progress.update(task, completed=done, total=total, rate=rate)
 

@@ -1,5 +1,6 @@
 """PQ, AP and mIoU of a split."""
 
+import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,88 +9,111 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from pipelines.data.coco import CocoRecord, CocoSplit, read_segment_ids
+from pipelines.data.coco import CocoRecord, CocoSplit, encode_rle
 from pipelines.evaluation.instance import coco_of, mask_result, score_instances
 from pipelines.evaluation.panoptic import (
     PanopticPredictions,
     PanopticScores,
     PanopticTally,
-    TrueSegment,
+    SegmentMatches,
     match_segments,
+    segments_png,
 )
 from pipelines.evaluation.predictor import FoundSegments, ImageArray, Predictor
-from pipelines.evaluation.semantic import IGNORE, SemanticConfusion
+from pipelines.evaluation.semantic import SemanticConfusion
+from pipelines.evaluation.stage import Answer, Values
+from pipelines.evaluation.truth import has_segments, true_map
 from xdecoder.batch import Vocabulary
 
-Values = dict[str, float]
+_UNLABELLED = -1
 
 
 class SegmentationStage:
-    """Collects predicted segments; an image counts for each kind of annotation that it has."""
+    """Counts predicted segments; an image counts for each kind of annotation that it has.
+
+    has_objects: whether the truth tells objects apart; without it only the semantic map is scored,
+    as for label pictures.
+    """
 
     name = "segmentation"
 
-    def __init__(self, split: CocoSplit) -> None:
-        categories = split.panoptic_categories or split.instance_categories
+    def __init__(self, split: CocoSplit, *, has_objects: bool = True) -> None:
+        categories = split.categories
         self.vocabulary = Vocabulary(
             names=tuple(category.prompt for category in categories),
             is_thing=tuple(category.is_thing for category in categories),
         )
         self.category_ids = [category.id for category in categories]
         self.class_of = {category.id: index for index, category in enumerate(categories)}
-        self.panoptic = PanopticPredictions()
-        self.tally = PanopticTally(is_thing={c.id: c.is_thing for c in categories})
-        self.confusion = SemanticConfusion(len(categories))
-        self.instances: list[dict[str, Any]] = []
-        self.instance_image_ids: list[int] = []
-        self.panoptic_image_ids: list[int] = []
+        self._panoptic = PanopticPredictions()
+        self._tally = PanopticTally(is_thing={c.id: c.is_thing for c in categories})
+        self._confusion = SemanticConfusion(len(categories))
+        self._results: list[dict[str, Any]] = []
+        self._with_instances: list[CocoRecord] = []
         self._quality_of_image: dict[int, float] = {}
-        self._split = split
+        self._num_panoptic = 0
+        self._has_objects = has_objects
+        self._categories = categories
 
     def wants(self, record: CocoRecord) -> bool:
         """Whether there are segments or instances to compare with."""
-        return record.segments is not None or record.instances is not None
+        return has_segments(record) or record.instances is not None
 
-    def add(
+    def answers(
         self,
         predictor: Predictor,
         images: Sequence[ImageArray],
         records: Sequence[CocoRecord],
-    ) -> None:
-        """Predict and take some images."""
-        for record, found in zip(records, predictor.segment(images, self.vocabulary), strict=True):
-            if record.segments is not None and record.panoptic_path is not None:
-                self._take_segments(record, found, read_segment_ids(record.panoptic_path))
-            if record.instances is not None:
-                self._take_instances(record, found)
+    ) -> list[Answer]:
+        """Segments with their matches, counted pixels of the semantic map, and instances."""
+        found = predictor.segment(images, self.vocabulary)
+        return [
+            (self._segments_answer(record, each) if has_segments(record) else {})
+            | (self._instances_answer(record, each) if record.instances is not None else {})
+            for record, each in zip(records, found, strict=True)
+        ]
+
+    def take(self, record: CocoRecord, answer: Answer) -> None:
+        """Count one image."""
+        if "matched" in answer:
+            matches = SegmentMatches(
+                matched=tuple((int(c), float(overlap)) for c, overlap in answer["matched"]),
+                missed=tuple(answer["missed"]),
+                invented=tuple(answer["invented"]),
+            )
+            self._tally.add(matches)
+            self._quality_of_image[record.image_id] = matches.quality
+            rows, columns, counts = np.array(answer["pixels"], dtype=np.int64).reshape(-1, 3).T
+            self._confusion.counts[rows, columns] += counts
+            segments = {int(key): int(value) for key, value in answer["segments"].items()}
+            self._panoptic.add_png(record.image_id, base64.b64decode(answer["png"]), segments)
+            self._num_panoptic += 1
+        if "instances" in answer:
+            self._results += answer["instances"]
+            self._with_instances.append(record)
 
     def result(self) -> tuple[Values, dict[str, Any]]:
         """Percentages by key, and details: figures by class, counts."""
         values: Values = {}
-        details: dict[str, Any] = {}
+        details: dict[str, Any] = {
+            "num_images_panoptic": self._num_panoptic,
+            "num_images_instances": len(self._with_instances),
+        }
+        by_class: dict[int, Values] = {}
+        if self._num_panoptic:
+            values |= self._semantic(details, by_class)
+            if self._has_objects:
+                scores = self._tally.result()
+                values |= _panoptic_values(scores)
+                details["pq_num_classes_in_mean"] = scores.all.num_classes
+                for key, row in scores.per_class.items():
+                    by_class.setdefault(key, {}).update(
+                        pq=100 * row.pq, sq=100 * row.sq, rq=100 * row.rq
+                    )
+        if self._with_instances:
+            values |= self._average_precision(by_class)
         names = dict(zip(self.category_ids, self.vocabulary.names, strict=True))
-        if self.panoptic_image_ids:
-            scores = self.tally.result()
-            values |= _panoptic_values(scores)
-            semantic = self.confusion.result()
-            values["miou"] = 100 * semantic.miou
-            values["pixel_accuracy"] = 100 * semantic.pixel_accuracy
-            details["miou_num_classes_in_mean"] = semantic.num_classes_in_mean
-            details["pq_num_classes_in_mean"] = scores.all.num_classes
-            details["per_class"] = {
-                names[category]: {"pq": 100 * row.pq, "sq": 100 * row.sq, "rq": 100 * row.rq}
-                for category, row in scores.per_class.items()
-            }
-        if self.instance_image_ids:
-            instance = score_instances(
-                truth=coco_of(json.loads(self._annotation_file("instances").read_text())),
-                results=self.instances,
-                image_ids=self.instance_image_ids,
-            )
-            values |= {"ap": 100 * instance.ap, "ap50": 100 * instance.ap50}
-            values["ap75"] = 100 * instance.ap75
-        details["num_images_panoptic"] = len(self.panoptic_image_ids)
-        details["num_images_instances"] = len(self.instance_image_ids)
+        details["per_class"] = {names[key]: row for key, row in by_class.items()}
         return values, details
 
     def by_image(self) -> dict[str, dict[int, float]]:
@@ -97,46 +121,40 @@ class SegmentationStage:
         return {"pq": {key: 100 * value for key, value in self._quality_of_image.items()}}
 
     def write_predictions(self, folder: Path) -> None:
-        """Write the official submission formats: panoptic JSON with PNGs, instance results."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.panoptic.write(folder / "panoptic.json")
-        (folder / "instances.json").write_text(json.dumps(self.instances))
+        """COCO's panoptic JSON with PNGs, and COCO's results of instances."""
+        if self._num_panoptic:
+            self._panoptic.write(folder / "panoptic.json")
+        if self._with_instances:
+            (folder / "instances.json").write_text(json.dumps(self._results))
 
-    def _annotation_file(self, kind: str) -> Path:
-        return next(
-            path for path in self._split.annotation_files if path.name.startswith(f"{kind}_")
-        )
-
-    def _take_segments(
-        self, record: CocoRecord, found: FoundSegments, truth_ids: Int[np.ndarray, "h w"]
-    ) -> None:
+    def _segments_answer(self, record: CocoRecord, found: FoundSegments) -> Answer:
+        truth = true_map(record)
         categories = {ident: self.category_ids[index] for ident, index in found.classes.items()}
-        self.panoptic.add(record.image_id, found.segment_ids, categories)
-        self.panoptic_image_ids.append(record.image_id)
-        truth = np.full(truth_ids.shape, IGNORE, dtype=np.int64)
-        for segment in record.segments or ():
-            truth[truth_ids == segment.id] = self.class_of[segment.category_id]
-        self.confusion.add(truth, found.semantic)
-        matches = match_segments(
-            truth_ids,
-            [
-                TrueSegment(
-                    id=segment.id,
-                    category_id=segment.category_id,
-                    is_crowd=segment.is_crowd,
-                    area=segment.area,
-                )
-                for segment in record.segments or ()
-            ],
-            found.segment_ids,
-            categories,
-        )
-        self.tally.add(matches)
-        self._quality_of_image[record.image_id] = matches.quality
+        matches = match_segments(truth.ids, truth.segments, found.segment_ids, categories)
+        classes = np.full(truth.ids.shape, _UNLABELLED, dtype=np.int64)
+        for segment in truth.segments:
+            classes[truth.ids == segment.id] = self.class_of[segment.category_id]
+        return {
+            "matched": [list(pair) for pair in matches.matched],
+            "missed": list(matches.missed),
+            "invented": list(matches.invented),
+            "pixels": self._pixels(classes, found.semantic),
+            "segments": {str(key): value for key, value in categories.items()},
+            "png": base64.b64encode(segments_png(found.segment_ids)).decode("ascii"),
+        }
 
-    def _take_instances(self, record: CocoRecord, found: FoundSegments) -> None:
-        self.instance_image_ids.append(record.image_id)
-        self.instances += [
+    def _pixels(
+        self, truth: Int[np.ndarray, "h w"], found: Int[np.ndarray, "h w"]
+    ) -> list[list[int]]:
+        """True class, predicted class and number of pixels, for every pair that occurs."""
+        one = SemanticConfusion(self._confusion.num_classes)
+        one.add(truth, found, ignore=_UNLABELLED)
+        rows, columns = one.counts.nonzero()
+        counts = one.counts[rows, columns]
+        return np.stack([rows, columns, counts], axis=1).tolist()
+
+    def _instances_answer(self, record: CocoRecord, found: FoundSegments) -> Answer:
+        rows = [
             mask_result(
                 image_id=record.image_id,
                 category_id=self.category_ids[instance.class_id],
@@ -144,6 +162,55 @@ class SegmentationStage:
                 region=instance.region,
             )
             for instance in found.instances
+        ]
+        return {"instances": rows}
+
+    def _semantic(self, details: dict[str, Any], by_class: dict[int, Values]) -> Values:
+        semantic = self._confusion.result()
+        details["miou_num_classes_in_mean"] = semantic.num_classes_in_mean
+        details["miou_num_classes_in_truth"] = semantic.num_classes_in_truth
+        for key, value in zip(self.category_ids, semantic.per_class.tolist(), strict=True):
+            if np.isfinite(value):
+                by_class[key] = {"iou": 100 * value}
+        return {
+            "miou": 100 * semantic.miou,
+            "miou_truth": 100 * semantic.miou_truth,
+            "pixel_accuracy": 100 * semantic.pixel_accuracy,
+        }
+
+    def _average_precision(self, by_class: dict[int, Values]) -> Values:
+        images = [record.image_id for record in self._with_instances]
+        truth = coco_of(
+            {
+                "images": [
+                    {"id": r.image_id, "height": r.size_hw[0], "width": r.size_hw[1]}
+                    for r in self._with_instances
+                ],
+                "annotations": self._annotations(),
+                "categories": [{"id": c.id, "name": c.name} for c in self._categories],
+            }
+        )
+        scores = score_instances(truth=truth, results=self._results, image_ids=images)
+        for key, value in scores.per_class_ap.items():
+            by_class.setdefault(key, {})["ap"] = 100 * value
+        return {"ap": 100 * scores.ap, "ap50": 100 * scores.ap50, "ap75": 100 * scores.ap75}
+
+    def _annotations(self) -> list[dict[str, Any]]:
+        # ids are our own: the official tool takes 0 for "not matched"
+        owned = [
+            (record, each) for record in self._with_instances for each in record.instances or ()
+        ]
+        return [
+            {
+                "id": number,
+                "image_id": record.image_id,
+                "category_id": instance.category_id,
+                "segmentation": encode_rle(instance.segmentation, record.size_hw),
+                "area": instance.area,
+                "bbox": list(instance.bbox_xywh_px),
+                "iscrowd": int(instance.is_crowd),
+            }
+            for number, (record, instance) in enumerate(owned, start=1)
         ]
 
 

@@ -1,6 +1,8 @@
 """Captions and retrieval over a split, with captions exchanged between images as control."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,7 @@ from pipelines.evaluation.captions import score_captions
 from pipelines.evaluation.controls import shuffled_partners
 from pipelines.evaluation.predictor import ImageArray, Predictor
 from pipelines.evaluation.retrieval import RANKS, score_retrieval
-
-Values = dict[str, float]
+from pipelines.evaluation.stage import Answer, Values, packed, unpacked
 
 
 class CaptionStage:
@@ -41,20 +42,28 @@ class CaptionStage:
         """Whether the image has a caption."""
         return bool(record.captions)
 
-    def add(
+    def answers(
         self,
         predictor: Predictor,
         images: Sequence[ImageArray],
         records: Sequence[CocoRecord],
-    ) -> None:
-        """Predict and take some images."""
+    ) -> list[Answer]:
+        """A caption of each image; predicted tokens are counted for the images together."""
         ids = [record.image_id for record in records]
-        self.hypotheses |= dict(zip(ids, predictor.caption(images), strict=True))
+        answers: list[Answer] = [{"caption": caption} for caption in predictor.caption(images)]
         own = [self._references[image_id][0] for image_id in ids]
-        self._hits[False] += predictor.caption_hits(images, own)
+        # the counts of a batch go with its first image
+        answers[0]["hits"] = list(predictor.caption_hits(images, own))
         if self._with_controls:
             others = [self._references[self._stand_in[image_id]][0] for image_id in ids]
-            self._hits[True] += predictor.caption_hits(images, others)
+            answers[0]["shuffled_hits"] = list(predictor.caption_hits(images, others))
+        return answers
+
+    def take(self, record: CocoRecord, answer: Answer) -> None:
+        """Count one image."""
+        self.hypotheses[record.image_id] = answer["caption"]
+        for name, is_shuffled in (("hits", False), ("shuffled_hits", True)):
+            self._hits[is_shuffled] += np.array(answer.get(name, (0, 0)), dtype=np.int64)
 
     def result(self) -> tuple[Values, dict[str, Any]]:
         """Percentages by key (CIDEr times 100, as papers print it), and counts."""
@@ -87,9 +96,10 @@ class CaptionStage:
         """Percentages of single images, by name and image id."""
         return {"cider": {key: 100 * value for key, value in self._cider_of_image.items()}}
 
-    def results_file(self) -> list[dict[str, Any]]:
-        """The captions in COCO's results format."""
-        return [{"image_id": key, "caption": text} for key, text in self.hypotheses.items()]
+    def write_predictions(self, folder: Path) -> None:
+        """COCO's results of captions."""
+        rows = [{"image_id": key, "caption": text} for key, text in self.hypotheses.items()]
+        (folder / "captions.json").write_text(json.dumps(rows))
 
     def _accuracy(self, *, is_shuffled: bool) -> float:
         correct, total = self._hits[is_shuffled].tolist()
@@ -97,12 +107,16 @@ class CaptionStage:
 
 
 class RetrievalStage:
-    """Vectors of images and of all their captions."""
+    """Vectors of images and of their captions.
+
+    pool: images of a disjoint set, 0 = all together. texts_per_image: the first so many, 0 = all.
+    """
 
     name = "retrieval"
 
-    def __init__(self, *, pool: int, with_controls: bool = True) -> None:
+    def __init__(self, *, pool: int, texts_per_image: int = 0, with_controls: bool = True) -> None:
         self._pool, self._with_controls = pool, with_controls
+        self._texts_per_image = texts_per_image
         self._images: list[Float[np.ndarray, "n c"]] = []
         self._texts: list[Float[np.ndarray, "n c"]] = []
         self._owners: list[int] = []
@@ -113,21 +127,31 @@ class RetrievalStage:
         """Whether the image has a caption."""
         return bool(record.captions)
 
-    def add(
+    def answers(
         self,
         predictor: Predictor,
         images: Sequence[ImageArray],
         records: Sequence[CocoRecord],
-    ) -> None:
-        """Embed and take some images with their captions."""
-        captions = [record.captions or () for record in records]
-        texts = [caption for each in captions for caption in each]
-        self._images.append(predictor.embed_images(images))
-        self._texts.append(predictor.embed_texts(texts))
-        self._captions += texts
-        for each in captions:
-            self._owners += [self._num_images] * len(each)
-            self._num_images += 1
+    ) -> list[Answer]:
+        """The vector of each image and those of its captions."""
+        captions = [self._texts_of(record) for record in records]
+        images_found = predictor.embed_images(images)
+        texts = predictor.embed_texts([caption for each in captions for caption in each])
+        ends = np.cumsum([len(each) for each in captions])
+        parts = np.split(texts, ends[:-1])
+        return [
+            {"image": packed(vector[None]), "texts": packed(part)}
+            for vector, part in zip(images_found, parts, strict=True)
+        ]
+
+    def take(self, record: CocoRecord, answer: Answer) -> None:
+        """Count one image with its captions."""
+        captions = self._texts_of(record)
+        self._images.append(unpacked(answer["image"]))
+        self._texts.append(unpacked(answer["texts"]))
+        self._captions += captions
+        self._owners += [self._num_images] * len(captions)
+        self._num_images += 1
 
     def result(self) -> tuple[Values, dict[str, Any]]:
         """Percentages by key, and counts; `retrieval_rN` is the mean of both directions."""
@@ -140,7 +164,8 @@ class RetrievalStage:
             return {}, counts
         images, texts = np.concatenate(self._images), np.concatenate(self._texts)
         values: Values = {}
-        for name, pool in (("retrieval", self._pool), ("retrieval_full", None)):
+        pools = {"retrieval": self._pool or None, "retrieval_full": None}
+        for name, pool in pools.items():
             scores = score_retrieval(images, texts, self._owners, pool=pool)
             for rank in RANKS:
                 values[f"{name}_r{rank}"] = 100 * scores.mean(rank)
@@ -148,11 +173,26 @@ class RetrievalStage:
                 values[f"{name}_t2i_r{rank}"] = 100 * scores.text_to_image[rank]
         if self._with_controls:
             partners = np.array(shuffled_partners(self._owners))
-            exchanged = score_retrieval(images, texts[partners], self._owners, pool=self._pool)
+            exchanged = score_retrieval(
+                images, texts[partners], self._owners, pool=pools["retrieval"]
+            )
             values |= {f"retrieval_r{rank}_shuffled": 100 * exchanged.mean(rank) for rank in RANKS}
-        counts["num_pools_retrieval"] = max(1, self._num_images // self._pool)
+        counts["num_pools_retrieval"] = max(1, self._num_images // (self._pool or self._num_images))
         return values, counts
 
     def by_image(self) -> dict[str, dict[int, float]]:
         """Percentages of single images, by name and image id."""
         return {}
+
+    def write_predictions(self, folder: Path) -> None:
+        """Both sets of vectors and the image of each text, as `--metric retrieval` reads."""
+        if not self._num_images:
+            return
+        images, texts = np.concatenate(self._images), np.concatenate(self._texts)
+        np.savez(folder / "retrieval.npz", images=images, texts=texts)
+        pairs = json.dumps({"image_of_text": self._owners})
+        (folder / "retrieval_pairs.json").write_text(pairs)
+
+    def _texts_of(self, record: CocoRecord) -> tuple[str, ...]:
+        captions = record.captions or ()
+        return captions[: self._texts_per_image] if self._texts_per_image else captions

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from pipelines.evaluation.controls import shuffled_partners
 
@@ -33,24 +33,19 @@ class PairNaming:
     truths: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
 
-    def add(self, truth: tuple[str, str], similarity: Float[np.ndarray, " n"]) -> None:
-        """Take one object: its (attribute, noun), and the similarity of each candidate.
+    def add(self, truth: tuple[str, str], answer: int) -> None:
+        """Take one object: its (attribute, noun), and the place of the candidate chosen for it.
 
         Raises:
-            ValueError: the true pair is no candidate, or there is not one similarity each.
+            ValueError: the true pair or the answer is no candidate.
         """
-        if truth not in self.candidates or len(similarity) != len(self.candidates):
+        if truth not in self.candidates or not 0 <= answer < len(self.candidates):
             raise ValueError(
-                f"PairNaming: needs a similarity for each of {len(self.candidates)} candidates "
-                f"and a truth among them; got {len(similarity)} and {truth}."
+                f"PairNaming: truth and answer must be among {len(self.candidates)} candidates; "
+                f"got {truth} and {answer}."
             )
         self.truths.append(list(self.candidates).index(truth))
-        self.answers.append(int(similarity.argmax()))
-
-    def merge(self, other: "PairNaming") -> None:
-        """Take the objects of another part of the data set."""
-        self.truths += other.truths
-        self.answers += other.answers
+        self.answers.append(answer)
 
     def result(self) -> NamingScores:
         """Shares over all objects taken."""

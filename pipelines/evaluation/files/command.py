@@ -41,8 +41,7 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--protocol",
         choices=list(REFER_PROTOCOLS),
-        default=REFER_PER_SENTENCE,
-        help="of referring, for files and models; default: %(default)s",
+        help=f"of referring, for files and models; default: {REFER_PER_SENTENCE}",
     )
     rules.add_argument(
         "--java",
@@ -83,7 +82,7 @@ def score(options: argparse.Namespace) -> dict[str, Any]:
             ignore=tuple(options.ignore),
             num_classes=options.num_classes,
             split=options.split,
-            protocol=options.protocol,
+            protocol=options.protocol or REFER_PER_SENTENCE,
             java=options.java or "auto",
             texts_per_image=options.texts_per_image,
         ),

@@ -1,6 +1,5 @@
 """The metrics that files can be scored by, and the report of one pair of files."""
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pipelines.evaluation.files import (
 )
 from pipelines.evaluation.files.result import FileScores
 from pipelines.evaluation.protocols import REFER_PER_SENTENCE, REFER_PROTOCOLS
-from pipelines.evaluation.provenance import digest_of_file, tool_versions
+from pipelines.evaluation.provenance import digest_of_file, digest_of_files, tool_versions
 
 METRICS = ("panoptic", "instance", "box", "semantic", "referring", "caption", "retrieval", "vqa")
 FORMATS = "\n\n".join(
@@ -116,13 +115,8 @@ def _scorers(
 
 def _origin(path: Path, files: tuple[Path, ...]) -> dict[str, Any]:
     """One hash over the content of all files that were read, in their order."""
-    hashes = [digest_of_file(file) for file in files]
-    together = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    return {
-        "path": str(path),
-        "sha256": hashes[0] if len(hashes) == 1 else together,
-        "num_files": len(files),
-    }
+    digest = digest_of_file(files[0]) if len(files) == 1 else digest_of_files(files)
+    return {"path": str(path), "sha256": digest, "num_files": len(files)}
 
 
 def _all_finite(values: Any) -> Any:

@@ -10,15 +10,9 @@ from pipelines.evaluation.panoptic import (
     PanopticTally,
     SegmentMatches,
     TrueSegment,
-    ids_to_rgb,
     match_segments,
-    rgb_to_ids,
+    segments_png,
 )
-
-
-def test_ids_survive_the_way_through_colours() -> None:
-    ids = np.array([[0, 255, 256], [65535, 65536, 2**24 - 1]])
-    assert (rgb_to_ids(ids_to_rgb(ids)) == ids).all()
 
 
 def image(matched: list[tuple[int, float]], missed: list[int], invented: list[int]):
@@ -86,7 +80,7 @@ def test_categories_that_the_truth_lacks_are_refused() -> None:
 def test_predictions_are_written_as_coco_writes_them(tmp_path: Path) -> None:
     predictions = PanopticPredictions()
     ids = np.array([[0, 70000, 70000], [5, 5, 0]])
-    predictions.add(139, ids, {70000: 7, 5: 300})
+    predictions.add_png(139, segments_png(ids), {70000: 7, 5: 300})
     predictions.write(tmp_path / "panoptic.json")
     row = json.loads((tmp_path / "panoptic.json").read_text())["annotations"][0]
     assert row["segments_info"] == [
@@ -94,8 +88,3 @@ def test_predictions_are_written_as_coco_writes_them(tmp_path: Path) -> None:
         {"id": 70000, "category_id": 7},
     ]
     assert (read_segment_ids(tmp_path / "panoptic" / row["file_name"]) == ids).all()
-
-
-def test_a_segment_without_pixels_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"image 5 must have pixels .* ids \[3\], .* \[3, 9\]"):
-        PanopticPredictions().add(5, np.full((2, 3), 3), {3: 7, 9: 7})

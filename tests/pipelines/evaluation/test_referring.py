@@ -28,13 +28,16 @@ def test_a_sentence_without_any_pixel_counts_as_zero() -> None:
     assert (overlap.result().ciou, overlap.result().miou) == (0, 0)
 
 
-def test_merged_parts_equal_the_whole() -> None:
-    first, second, whole = ReferringOverlap(), ReferringOverlap(), ReferringOverlap()
-    for part, pair in ((first, (row(1), row(1, 2))), (second, (row(3, 4), row(4)))):
-        part.add(*pair)
-        whole.add(*pair)
-    first.merge(second)
-    assert first.result() == whole.result()
+def test_counted_pixels_score_like_regions() -> None:
+    counted, whole = ReferringOverlap(), ReferringOverlap()
+    assert counted.add_pixels(1, 2) == whole.add(row(1), row(1, 2))
+    assert counted.result() == whole.result()
+
+
+def test_a_protocol_may_add_to_each_union() -> None:
+    overlap = ReferringOverlap(epsilon=0.5)
+    overlap.add(row(0, 1), row(0, 1))
+    assert (overlap.result().miou, overlap.result().ciou) == (2 / 2.5, 1)
 
 
 def test_no_sentence_is_not_a_number() -> None:

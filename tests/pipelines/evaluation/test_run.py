@@ -14,6 +14,7 @@ from pipelines.evaluation.naming_stage import META_FILE, PairVocabulary
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import FoundInstance, FoundSegments, NamedRegions
 from pipelines.evaluation.run import evaluate, report_of, score_split
+from pipelines.evaluation.sets import coco_data
 from xdecoder.batch import Vocabulary
 from xdecoder.model import XDecoder
 
@@ -124,7 +125,9 @@ def keep_images(path: Path, num_images: int) -> None:
 
 def test_the_truth_scores_everything_and_its_controls_do_not(scenes_root: Path) -> None:
     oracle = Oracle(scenes_root, "val")
-    values = score_split(oracle, scenes_root, "val", options=OPTIONS, is_quiet=True).values
+    values = score_split(
+        oracle, coco_data(scenes_root, "val"), options=OPTIONS, is_quiet=True
+    ).values
     for key in ("pq", "pq_things", "pq_stuff", "ap", "miou", "refer_ciou", "refer_miou"):
         assert values[key] == pytest.approx(100), key
     for key in ("refer_p50", "bleu4", "caption_token_accuracy", "retrieval_r1"):
@@ -139,7 +142,11 @@ def test_the_truth_scores_everything_and_its_controls_do_not(scenes_root: Path) 
 def test_names_of_new_pairs_are_found_and_their_control_fails(scenes_root: Path) -> None:
     oracle = Oracle(scenes_root, "zeroshot")
     scores = score_split(
-        oracle, scenes_root, "zeroshot", options=OPTIONS, stages=["naming"], is_quiet=True
+        oracle,
+        coco_data(scenes_root, "zeroshot"),
+        options=OPTIONS,
+        stages=["naming"],
+        is_quiet=True,
     )
     assert scores.values["zero_shot_top1"] == 100
     assert scores.values["zero_shot_top1_shuffled"] < 50
@@ -149,7 +156,7 @@ def test_names_of_new_pairs_are_found_and_their_control_fails(scenes_root: Path)
 
 def test_splits_without_new_pairs_have_no_names(scenes_root: Path) -> None:
     oracle = Oracle(scenes_root, "val")
-    scores = score_split(oracle, scenes_root, "val", options=OPTIONS, stages=["naming"])
+    scores = score_split(oracle, coco_data(scenes_root, "val"), options=OPTIONS, stages=["naming"])
     assert "zero_shot_top1" not in scores.values
 
 
@@ -159,7 +166,7 @@ def test_images_count_only_where_they_are_annotated(scenes_root: Path, tmp_path:
     keep_images(root / "annotations" / "instances_val.json", 3)
     keep_images(root / "annotations" / "captions_val.json", 4)
     oracle = Oracle(root, "val")
-    scores = score_split(oracle, root, "val", options=OPTIONS, is_quiet=True)
+    scores = score_split(oracle, coco_data(root, "val"), options=OPTIONS, is_quiet=True)
     names = ("panoptic", "instances", "captioning", "retrieval")
     assert [scores.details[f"num_images_{name}"] for name in names] == [2, 3, 4, 4]
     assert scores.values["pq"] == pytest.approx(100)
@@ -171,28 +178,31 @@ def test_kinds_that_a_split_lacks_have_no_metric(scenes_root: Path, tmp_path: Pa
     (root / "annotations" / "panoptic_val.json").unlink()
     (root / "annotations" / "captions_val.json").unlink()
     shutil.rmtree(root / "refs")
-    values = score_split(Oracle(root, "val"), root, "val", options=OPTIONS).values
+    values = score_split(Oracle(root, "val"), coco_data(root, "val"), options=OPTIONS).values
     assert set(values) == {"ap", "ap50", "ap75"}
 
 
 def test_fewer_images_can_be_asked_for(scenes_root: Path) -> None:
     options = dataclasses.replace(OPTIONS, max_images=3)
-    scores = score_split(Oracle(scenes_root, "val"), scenes_root, "val", options=options)
+    scores = score_split(Oracle(scenes_root, "val"), coco_data(scenes_root, "val"), options=options)
     assert scores.details["num_images"] == 3
     assert scores.values["pq"] == pytest.approx(100)
 
 
 def test_figures_by_image_are_reported_for_each_image(scenes_root: Path) -> None:
-    scores = score_split(Oracle(scenes_root, "val"), scenes_root, "val", options=OPTIONS)
+    scores = score_split(Oracle(scenes_root, "val"), coco_data(scenes_root, "val"), options=OPTIONS)
     assert len(scores.images) == 5
     assert all(row["pq"] == pytest.approx(100) for row in scores.images.values())
 
 
 def test_the_report_says_where_its_numbers_come_from(scenes_root: Path) -> None:
     scores = score_split(
-        Oracle(scenes_root, "val"), scenes_root, "val", options=OPTIONS, stages=["retrieval"]
+        Oracle(scenes_root, "val"),
+        coco_data(scenes_root, "val"),
+        options=OPTIONS,
+        stages=["retrieval"],
     )
-    report = report_of(scores, scenes_root, OPTIONS)
+    report = report_of(scores, coco_data(scenes_root, "val"), OPTIONS)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["protocols"]["refer"].startswith("refer-per-sentence/fit-48x80")
     assert len(report["ground_truth"]["annotations/captions_val.json"]) == 64
@@ -213,7 +223,10 @@ def test_a_model_is_evaluated_the_same_every_time(scenes_root: Path, tiny_model:
 def test_unknown_stages_are_refused(scenes_root: Path) -> None:
     with pytest.raises(ConfigError, match=r"stages must be among .* got \['depth'\]"):
         score_split(
-            Oracle(scenes_root, "val"), scenes_root, "val", options=OPTIONS, stages=["depth"]
+            Oracle(scenes_root, "val"),
+            coco_data(scenes_root, "val"),
+            options=OPTIONS,
+            stages=["depth"],
         )
 
 
@@ -226,7 +239,7 @@ def test_an_image_of_another_size_is_named(scenes_root: Path, tmp_path: Path) ->
     for kind in ("instances", "captions"):
         (root / "annotations" / f"{kind}_val.json").unlink()
     with pytest.raises(DataError, match=r"\.jpg: must be 49x80 as annotated; got 48x80"):
-        score_split(Oracle(scenes_root, "val"), root, "val", options=OPTIONS)
+        score_split(Oracle(scenes_root, "val"), coco_data(root, "val"), options=OPTIONS)
 
 
 def test_a_damaged_list_of_pairs_is_named(scenes_root: Path, tmp_path: Path) -> None:
