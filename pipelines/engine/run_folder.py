@@ -31,6 +31,9 @@ _FREE = (
     "evaluation.",
     "data.num_workers",
     "data.prefetch",
+    "data.pin_memory",
+    "data.cache_",
+    "data.max_damaged",
 )
 
 
