@@ -97,15 +97,15 @@ def _named(name: str, roots: Sequence[Path]) -> ProtectedImages:
         images = None
     for root in roots:
         request = wanted.request(root, images)
-        if not source.missing_files(request):
-            return protected_images(name, source.read(request))
+        if root.is_dir() and not source.missing_files(request, with_images=False):
+            return protected_images(name, source.read(request, with_images=False))
     raise DataError(_missing(name, source, wanted, roots))
 
 
 def _missing(name: str, source: Source, wanted: EvaluationSet, roots: Sequence[Path]) -> str:
     lines = [f"--protect {name}: the list of its images is missing; it may lie at any of"]
     for root in roots:
-        for path, url in source.missing_files(wanted.request(root, None)):
+        for path, url in source.missing_files(wanted.request(root, None), with_images=False):
             lines.append(f"  {path}   from {url}")
     lines.append("Say where it is with --protect-root FOLDER.")
     return "\n".join(lines)

@@ -108,7 +108,8 @@ def _index(label_map: LabelMap) -> SegmentMap:
 def _mat(label_map: LabelMap) -> SegmentMap:
     try:
         classes = loadmat(label_map.path)["LabelMap"]
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    # a damaged file can raise nearly anything, from KeyError to zlib's own
+    except Exception as error:
         raise DataError(
             f"{label_map.path}: must be a MATLAB file with `LabelMap` [h, w]; got {error!r}."
         ) from error

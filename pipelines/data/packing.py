@@ -157,8 +157,8 @@ def _plan(name: str, split: CocoSplit, request: PackRequest) -> _SplitPlan:
     rows = np.array(kept) if request.protection.sets else np.arange(len(split))
     if len(rows) == 0:
         raise DataError(
-            f"{request.source['root']}: split {name!r} has no image to pack; "
-            f"{len(removed)} of {len(split)} were removed by --protect."
+            f"{request.source['root']}: split {name!r} has no image to pack; of {len(split)} that "
+            f"are listed, {len(removed)} were removed by --protect."
         )
     keys_sha256 = ""
     if split.is_complete:

@@ -20,7 +20,7 @@ from pipelines.data.collate import (
 )
 from pipelines.data.config import AugmentConfig, ImageTextDataConfig, SegmentationDataConfig
 from pipelines.data.decode import decode_annotations
-from pipelines.data.shards import RawSample, read_index, read_manifest, read_sample
+from pipelines.data.shards import Manifest, RawSample, read_index, read_manifest, read_sample
 from pipelines.drawing import (
     DrawnSegment,
     class_colour,
@@ -50,8 +50,32 @@ def draw_preview(
     Raises:
         DataError: there is no such sample, or it is damaged.
     """
-    manifest = read_manifest(folder)
-    raw = _find(folder, split, key)
+    return draw_sample(
+        _find(folder, split, key),
+        read_manifest(folder),
+        size_hw=size_hw,
+        augment=augment,
+        max_phrases=max_phrases,
+        seed=seed,
+        epoch=epoch,
+    )
+
+
+def draw_sample(
+    raw: RawSample,
+    manifest: Manifest,
+    *,
+    size_hw: tuple[int, int] | None = None,
+    augment: AugmentConfig | None = None,
+    max_phrases: int = 4,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Image.Image:
+    """`draw_preview` of a sample that was read already.
+
+    Raises:
+        DataError: it is damaged, or has nothing to draw.
+    """
     annotations = decode_annotations(raw)
     document = json.loads(raw.member("json"))
     vocabulary = Vocabulary(names=manifest.names, is_thing=manifest.is_thing)
@@ -68,7 +92,7 @@ def draw_preview(
     elif document["instances"]:
         pictures.append(_annotated(raw, document, vocabulary))
     if not pictures:
-        raise DataError(f"{raw.shard}: sample {key} has neither captions nor regions to show.")
+        raise DataError(f"{raw.shard}: sample {raw.key} has neither captions nor regions to show.")
     return contact_sheet(pictures, num_columns=min(3, len(pictures)))
 
 

@@ -1,9 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from pipelines.data.shards import read_manifest
+from pipelines.data.sources import SOURCES
 from pipelines.prepare import main
 
 _SCENES = ["--num-train", "5", "--num-val", "2", "--num-zeroshot", "2", "--size", "64x88"]
@@ -69,6 +71,63 @@ def test_preview_writes_one_panel_per_sample(shards: Path, tmp_path: Path) -> No
     assert (tmp_path / f"train-{key}-epoch4.png").exists()
 
 
+def test_removed_and_unseen_images_are_told(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    images = [{"id": i, "file_name": f"{i:012d}.jpg"} for i in (2, 4, 999)]
+    (tmp_path / "secret.json").write_text(json.dumps({"images": images, "annotations": []}))
+    command = ["coco", "--root", str(root), "--out", str(tmp_path / "out"), "--workers", "1"]
+    protect = ["--protect", f"{root}:val,{tmp_path}/secret.json"]
+    assert main([*command, *protect]) == 0
+    text = capsys.readouterr().out
+    assert f"{tmp_path}/out train: 2 removed, id in secret.json" in text
+    assert f"{tmp_path}/out: 3 images of secret.json were not there, compared by id only" in text
+    assert "scenes:val were not there" not in text
+    assert read_manifest(tmp_path / "out").splits["train"].num_samples == 3
+
+
+def test_parts_are_joined_by_the_last_of_them(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    command = ["coco", "--root", str(root), "--out", str(tmp_path / "out"), "--min-shards", "3"]
+    assert main([*command, "--part", "1/2", "--workers", "1"]) == 0
+    assert "this part is done; others are still missing" in capsys.readouterr().out
+    assert main([*command, "--part", "0/2", "--workers", "1"]) == 0
+    assert len(read_manifest(tmp_path / "out").splits["train"].shards) == 3
+
+
+def test_statistics_are_printed_and_written(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["stats", str(shards)]) == 0
+    assert main(["stats", str(shards), "--out", str(tmp_path / "stats")]) == 0
+    assert "classes occur" in capsys.readouterr().out
+    assert len(list((tmp_path / "stats").iterdir())) == 3
+
+
+def test_every_source_has_a_command_and_is_listed(capsys: pytest.CaptureFixture) -> None:
+    assert main(["sources"]) == 0
+    listed = capsys.readouterr().out
+    for source in SOURCES:
+        with pytest.raises(SystemExit) as stop:
+            main([source.name, "--help"])
+        assert stop.value.code == 0
+        assert f"{source.name}: {source.description}" in listed
+        assert all(f"ROOT/{needed.path}   from {needed.url}" in listed for needed in source.files)
+    assert source.licence in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_source_is_described_for_its_users() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    for source in SOURCES:
+        assert f"pipelines.prepare {source.name} " in text, source.name
+        assert source.licence in text, source.name
+        for needed in source.files:
+            addresses = [word.strip("(),") for word in needed.url.split() if "://" in word]
+            names = [f"`{name}`" for name in needed.path.split("|")]
+            assert [part for part in (*addresses, *names) if part not in text] == []
+
+
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
@@ -77,6 +136,10 @@ def test_preview_writes_one_panel_per_sample(shards: Path, tmp_path: Path) -> No
         (["scenes", "--out", "{tmp}/a", "--size", "96"], 2, "must be HEIGHTxWIDTH"),
         (["verify", "{tmp}"], 3, "shards need a manifest"),
         (["voc", "--out", "{tmp}"], 2, "invalid choice"),
+        (["voc2012", "--root", "{tmp}", "--out", "{tmp}/a"], 3, "ImageSets/Segmentation/train.txt"),
+        (["vg", "--root", "{tmp}", "--out", "a", "--split", "val"], 2, "must be one of train"),
+        (["coco", "--root", "{tmp}", "--out", "a", "--part", "2/2"], 2, "must be I/N"),
+        (["cc3m", "--root", "{tmp}", "--out", "a", "--refer", "b"], 2, "unrecognized arguments"),
         (["scenes", "--out", "{tmp}/a", "--num", "3"], 2, "unrecognized arguments"),
     ],
 )

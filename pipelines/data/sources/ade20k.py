@@ -41,7 +41,7 @@ _SCRIPTS = "https://github.com/facebookresearch/Mask2Former/tree/main/datasets"
 _FULL = "https://groups.csail.mit.edu/vision/datasets/ADE20K/request_data/"
 _LICENCE = "annotations BSD-3-Clause; images for non-commercial research only"
 _FOLDERS = {"train": "training", "val": "validation"}
-_IMAGES = NeededFile(path="images/training/*.jpg|images/validation/*.jpg", url=_CHALLENGE)
+_IMAGES = NeededFile(path="images/{folder}/*.jpg", url=_CHALLENGE, is_image=True)
 
 
 def _names_150(root: Path) -> tuple[tuple[int, str], ...]:
@@ -194,6 +194,7 @@ def _source(
         files=files,
         read_split=read,
         splits=tuple(_FOLDERS),
+        folders=_FOLDERS,
     )
 
 
@@ -202,10 +203,8 @@ SOURCES = (
         "ade20k-150",
         "150 classes as regions",
         (
-            _IMAGES,
-            NeededFile(
-                path="annotations/training/*.png|annotations/validation/*.png", url=_CHALLENGE
-            ),
+            NeededFile(path="images/{folder}/*.jpg", url=_CHALLENGE),
+            NeededFile(path="annotations/{folder}/*.png", url=_CHALLENGE),
             NeededFile(path="objectInfo150.txt|objectInfo150.csv", url=_CHALLENGE),
         ),
         _read_semantic,
@@ -229,7 +228,12 @@ SOURCES = (
     _source(
         "ade20k-847",
         "847 classes as regions, of the full release",
-        (NeededFile(path="images/ADE/*/**/*_seg.png|annotations_detectron2/*/*.tif", url=_FULL),),
+        (
+            NeededFile(
+                path="images/ADE/{folder}/**/*_seg.png|annotations_detectron2/{folder}/*.tif",
+                url=_FULL,
+            ),
+        ),
         _read_full,
     ),
 )

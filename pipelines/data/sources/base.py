@@ -1,7 +1,7 @@
 """What a source is: a named data set, the files that it consists of, and how they are read."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.data.records import Category, CocoSplit
@@ -14,12 +14,14 @@ VOCABULARIES = Path(__file__).resolve().parents[1] / "vocabularies"
 class NeededFile:
     """A file of a data set and the address where its owner gives it out.
 
-    path: relative to the root, may hold `*`, `{split}` and `{split_by}`; several names for the same
-    thing are separated by `|`.
+    path: relative to the root, may hold `*`, `{split}`, `{split_by}` and `{folder}`, which is what
+    the owner calls the split; several names for the same thing are separated by `|`.
+    is_image: needed neither where `--images` names a folder nor to know which images a split has.
     """
 
     path: str
     url: str
+    is_image: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,8 @@ class Source:
     """A named data set.
 
     splits: the parts that it has, empty = those that its folder shows. split_bys: the ways to split
-    it, the usual one first. takes: options of the request that it understands.
+    it, the usual one first. folders: what the owner calls a split, where it is another name. takes:
+    options of the request that it understands.
     """
 
     name: str
@@ -52,13 +55,14 @@ class Source:
     licence: str
     url: str
     files: tuple[NeededFile, ...]
-    read_split: "Callable[[Request], CocoSplit]"
+    read_split: Callable[[Request], CocoSplit]
     splits: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
     split_bys: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
 
-    def read(self, request: Request) -> CocoSplit:
-        """The records of a split.
+    def read(self, request: Request, *, with_images: bool = True) -> CocoSplit:
+        """The records of a split; with_images: their pictures must be there.
 
         Raises:
             ConfigError: there is no such split.
@@ -79,7 +83,7 @@ class Source:
                 f"prepare {self.name}: --split-by must be one of {', '.join(self.split_bys)}; "
                 f"got {request.split_by!r}."
             )
-        missing = self.missing_files(request)
+        missing = self.missing_files(request, with_images=with_images)
         if missing:
             raise DataError(
                 "\n".join(
@@ -91,12 +95,17 @@ class Source:
             )
         return self.read_split(request)
 
-    def missing_files(self, request: Request) -> tuple[tuple[Path, str], ...]:
+    def missing_files(
+        self, request: Request, *, with_images: bool = True
+    ) -> tuple[tuple[Path, str], ...]:
         """The files that are not where they belong, and where their owner gives them out."""
         missing = []
+        folder = self.folders.get(request.split, request.split)
         for needed in self.files:
+            if needed.is_image and (request.images is not None or not with_images):
+                continue
             names = [
-                name.format(split=request.split, split_by=request.split_by)
+                name.format(split=request.split, split_by=request.split_by, folder=folder)
                 for name in needed.path.split("|")
             ]
             if not any(_exists(request.root, name) for name in names):

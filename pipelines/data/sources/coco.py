@@ -15,6 +15,11 @@ _SITE = "https://cocodataset.org/#download"
 _LICENCE = (
     "annotations CC BY 4.0; each image under its own Flickr licence, see `license` in the JSON"
 )
+_IMAGES = NeededFile(
+    path="{split}*/*|images/{split}*/*",
+    url="http://images.cocodataset.org/zips/train2017.zip, val2017.zip, train2014.zip, val2014.zip",
+    is_image=True,
+)
 _ARCHIVES = {
     "panoptic": "http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip "
     "(and the archives of PNGs inside it)",
@@ -82,9 +87,12 @@ def _source(name: str, kinds: tuple[str, ...], description: str) -> Source:
         description=description,
         licence=_LICENCE,
         url=_SITE,
-        files=tuple(
-            NeededFile(path=f"annotations/{kind}_{{split}}*.json", url=_ARCHIVES[kind])
-            for kind in kinds
+        files=(
+            *(
+                NeededFile(path=f"annotations/{kind}_{{split}}*.json", url=_ARCHIVES[kind])
+                for kind in kinds
+            ),
+            _IMAGES,
         ),
         read_split=partial(_read, kinds),
         takes=("split_by", "refer"),
@@ -97,7 +105,7 @@ SOURCES = (
         description="everything that a COCO-format folder has, in one sample per image",
         licence=_LICENCE,
         url=_SITE,
-        files=(NeededFile(path="annotations/*_{split}*.json", url=_SITE),),
+        files=(NeededFile(path="annotations/*_{split}*.json", url=_SITE), _IMAGES),
         read_split=partial(_read, KINDS),
         takes=("split_by", "refer"),
     ),
@@ -109,7 +117,10 @@ SOURCES = (
         description="one's own COCO-format folder, cut to the classes of a list",
         licence="as its owner says",
         url="one's own",
-        files=(NeededFile(path="annotations/*_{split}*.json", url="one's own"),),
+        files=(
+            NeededFile(path="annotations/*_{split}*.json", url="one's own"),
+            NeededFile(path="{split}*/*|images/{split}*/*", url="one's own", is_image=True),
+        ),
         read_split=_read_custom,
         takes=("split_by", "refer", "class_list"),
     ),

@@ -14,6 +14,7 @@ from pipelines.data.sources.base import NeededFile, Request, Source
 from pipelines.errors import DataError
 
 _LISTS = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+_COCO = "http://images.cocodataset.org/zips/train2014.zip, val2014.zip"
 _FLICKR = "https://shannon.cs.illinois.edu/DenotationGraph/"
 
 
@@ -104,7 +105,11 @@ SOURCES = (
         description="COCO captions of 2014 in Karpathy's split; --split train+restval is usual",
         licence="annotations CC BY 4.0; each image under its own Flickr licence",
         url=_LISTS,
-        files=(NeededFile(path="dataset_coco.json", url=_LISTS),),
+        files=(
+            NeededFile(path="dataset_coco.json", url=_LISTS),
+            NeededFile(path="{folder}/*.jpg", url=_COCO, is_image=True),
+        ),
+        folders={"train": "train2014", **dict.fromkeys(("restval", "val", "test"), "val2014")},
         read_split=_read_coco,
         splits=("train", "restval", "val", "test"),
         takes=("images",),
@@ -114,7 +119,10 @@ SOURCES = (
         description="31,783 photographs with five captions each",
         licence="non-commercial research; images under Flickr's terms",
         url=_FLICKR,
-        files=(NeededFile(path="dataset_flickr30k.json|results_20130124.token", url=_LISTS),),
+        files=(
+            NeededFile(path="dataset_flickr30k.json|results_20130124.token", url=_LISTS),
+            NeededFile(path="flickr30k-images/*.jpg", url=_FLICKR, is_image=True),
+        ),
         read_split=_read_flickr,
         splits=("train", "val", "test", "all"),
         takes=("images",),

@@ -55,7 +55,7 @@ SOURCES = (
         url=_SITE,
         files=(
             NeededFile(path="zhiyuan_objv2_{split}.json", url=_SITE),
-            NeededFile(path="{split}/patch*/*.jpg", url=_SITE),
+            NeededFile(path="{split}/patch*/*.jpg", url=_SITE, is_image=True),
         ),
         read_split=_read,
         splits=("train", "val"),

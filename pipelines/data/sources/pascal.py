@@ -120,7 +120,7 @@ def _context(num_classes: int) -> Source:
         licence=_LICENCE,
         url=_CONTEXT,
         files=(
-            NeededFile(path="JPEGImages/*.jpg", url=_VOC_2010),
+            NeededFile(path="JPEGImages/*.jpg", url=_VOC_2010, is_image=True),
             NeededFile(path="ImageSets/Main/{split}.txt", url=_VOC_2010),
             NeededFile(path="trainval/*.mat", url=_CONTEXT),
             NeededFile(path="labels.txt", url=_CONTEXT),
@@ -138,7 +138,7 @@ SOURCES = (
         licence=_LICENCE,
         url=_VOC,
         files=tuple(
-            NeededFile(path=path, url=_VOC)
+            NeededFile(path=path, url=_VOC, is_image=path.startswith("JPEGImages"))
             for path in (
                 "JPEGImages/*.jpg",
                 "SegmentationClass/*.png",

@@ -24,6 +24,7 @@ from pipelines.data.sources.base import NeededFile, Request, Source
 from pipelines.errors import DataError
 
 _URL = "https://github.com/lichengunc/refer"
+_COCO = "http://images.cocodataset.org/zips/train2014.zip"
 _IMAGES = Path("images/mscoco/images/train2014")
 
 
@@ -75,6 +76,7 @@ def _source(name: str, split_bys: tuple[str, ...], splits: tuple[str, ...], what
         files=(
             NeededFile(path=f"{name}/refs({{split_by}}).p", url=_URL),
             NeededFile(path=f"{name}/instances.json", url=_URL),
+            NeededFile(path=f"{_IMAGES}/*.jpg", url=_COCO, is_image=True),
         ),
         read_split=partial(_read, name),
         splits=splits,

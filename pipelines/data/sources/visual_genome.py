@@ -66,7 +66,7 @@ SOURCES = (
         files=(
             NeededFile(path="image_data.json", url=_SITE),
             NeededFile(path="region_descriptions.json", url=_SITE),
-            NeededFile(path="VG_100K/*.jpg|VG_100K_2/*.jpg", url=_SITE),
+            NeededFile(path="VG_100K/*.jpg|VG_100K_2/*.jpg", url=_SITE, is_image=True),
         ),
         read_split=_read,
         splits=("train",),

@@ -106,7 +106,7 @@ def test_the_filter_hash_tells_other_filters_apart(own_root: Path, tmp_path: Pat
 
 
 def test_all_images_protected_is_an_error(own_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no image to pack; 13 of 13 were removed by --protect"):
+    with pytest.raises(DataError, match="no image to pack; of 13 that are listed, 13 were removed"):
         _prepare(own_root, tmp_path / "out", f"{own_root}:train")
 
 

@@ -194,6 +194,10 @@ def test_refer_takes_the_usual_split_and_images_of_2017(layout, pack) -> None:
 
 def test_refer_without_what_was_asked_for_is_named(layout, pack) -> None:
     _write_refer(layout, "refcoco", "unc")
+    folder = "images/mscoco/images/train2014"
+    with pytest.raises(DataError, match=rf"{folder}/\*\.jpg   from http://images.cocodataset"):
+        pack("refcoco", "val")
+    layout.picture(f"{folder}/COCO_train2014_000000000139.jpg")
     with pytest.raises(DataError, match=r"refs\(unc\)\.p: has no reference of split 'testA'"):
         pack("refcoco", "testA")
     with pytest.raises(ConfigError, match="--split-by must be one of unc, google; got 'umd'"):

@@ -46,6 +46,7 @@ def test_karpathys_images_may_be_those_of_2017(layout, pack) -> None:
 
 def test_a_list_of_another_kind_is_named(layout, pack) -> None:
     layout.json("dataset_coco.json", {"annotations": []})
+    layout.picture("train2014/COCO_train2014_000000000001.jpg")
     with pytest.raises(DataError, match="must hold `images`, each with split"):
         pack("coco-karpathy")
 
@@ -66,6 +67,7 @@ def test_flickr30k_is_read_from_either_list(layout, pack) -> None:
 
 def test_a_token_line_that_does_not_fit_is_named(layout, pack) -> None:
     layout.text("results_20130124.token", "100.jpg One dog .")
+    layout.picture("flickr30k-images/100.jpg")
     with pytest.raises(DataError, match=r"line 1 must be `image\.jpg#0<TAB>caption`"):
         pack("flickr30k", "all")
 
