@@ -142,7 +142,8 @@ def _write(path: Path, entries: Mapping[str, _Entry], facts: Mapping[str, str]) 
         save_file({"vectors": vectors}, partial, metadata={**facts, "entries": json.dumps(rows)})
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
         raise DataError(
             f"index {path}: must be a file that can be written; got {error}. Name another --index."
         ) from error
