@@ -97,7 +97,8 @@ def draw_colour(
 ) -> ColourMatrix | None:
     """Hue, saturation, contrast and brightness as one matrix; None where nothing changes.
 
-    Contrast is about the mean of the pixels, saturation about each pixel's mean of channels.
+    Contrast is about the mean of the image, by every fourth pixel of every fourth row; saturation
+    is about each pixel's mean of channels.
     """
     if augment.colour_strength == 0.0 and augment.hue_degrees == 0.0:
         return None
@@ -108,7 +109,7 @@ def draw_colour(
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     turn = np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * gray + np.sin(angle) * across
     linear = brightness * contrast * (saturation * turn + (1 - saturation) * gray)
-    shift = brightness * (1 - contrast) * float(pixels.mean(dtype=np.float64))
+    shift = brightness * (1 - contrast) * float(pixels[::4, ::4].mean(dtype=np.float64))
     return tuple((*map(float, row), float(shift)) for row in linear)  # type: ignore[misc]
 
 

@@ -143,10 +143,9 @@ def _images(
 
 def _segments(sample: CompactSegmentation, memory: UInt8[Tensor, " n"]) -> SegmentTargets:
     labels = enlarge_labels(sample.labels.view(memory), sample.image.geometry)  # [vh, vw]
-    count = len(sample.class_ids)
-    masks = _empty_masks(count, sample.image, memory)
+    masks = _empty_masks(len(sample.segments), sample.image, memory)
     height, width = labels.shape
-    numbers = torch.arange(1, count + 1, dtype=labels.dtype, device=memory.device)
+    numbers = torch.tensor(sample.segments, dtype=labels.dtype).to(memory.device)
     torch.eq(labels[None], numbers[:, None, None], out=masks[:, :height, :width])
     class_ids = torch.tensor(sample.class_ids, dtype=torch.int64).to(memory.device)
     return SegmentTargets(masks=masks, class_ids=class_ids)

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int16, UInt8
+from jaxtyping import Bool, Int16, Int32, UInt8
 from numpy import ndarray
 
 from pipelines.data.augment import (
@@ -48,14 +48,16 @@ class CompactImage:
 
 @dataclass(frozen=True, kw_only=True)
 class CompactSegmentation:
-    """An image, its segments (labels 1, 2, ... in `labels`; class ids in order) and phrases.
+    """An image, its segments and phrases.
 
-    regions: one mask for each of the regions that phrases mean; region_of_phrase counts them.
+    labels: which segment a pixel belongs to; of those with numbers in `segments`, `class_ids` has
+    the class. regions: one mask for each region that phrases mean; region_of_phrase counts them.
     """
 
     key: str
     image: CompactImage
     labels: Plane
+    segments: tuple[int, ...]
     class_ids: tuple[int, ...]
     phrases: tuple[str, ...]
     region_of_phrase: tuple[int, ...]
@@ -90,14 +92,20 @@ def compact_segmentation(
     annotations = decode_annotations(raw)
     geometry = draw_geometry(rng, annotations.size_hw, config.size_hw, config.augment)
     image = _image(rng, raw, annotations, geometry, config.augment, memory)
-    labels, class_ids = _labels(raw, annotations, geometry, num_classes)
+    _check_segments(raw, annotations, num_classes)
+    # a crowd is a region of several things: neither a target nor a negative of its own
+    entries = [entry for entry in annotations.segments or () if not entry[2]]
+    ids = shrink_labels(decode_segment_ids(raw, annotations), geometry)
+    labels = _labels(ids, [number for number, _, _ in entries])
+    seen = _seen_labels(labels, len(entries))
     drawn = _draw_phrases(rng, raw, annotations, geometry, config.max_phrases)
     numbers = list(dict.fromkeys(number for _, number in drawn.phrases))
     return CompactSegmentation(
         key=raw.key,
         image=image,
         labels=memory.place(labels),
-        class_ids=class_ids,
+        segments=seen,
+        class_ids=tuple(entries[label - 1][1] for label in seen),
         phrases=tuple(text for text, _ in drawn.phrases),
         region_of_phrase=tuple(numbers.index(number) for _, number in drawn.phrases),
         regions=tuple(memory.place(drawn.masks[number]) for number in numbers),
@@ -164,26 +172,15 @@ def _image(
 
 
 def _labels(
-    raw: RawSample, annotations: Annotations, geometry: Geometry, num_classes: int
-) -> tuple[UInt8[ndarray, "h w"] | Int16[ndarray, "h w"], tuple[int, ...]]:
-    """Labels of the crop, 1 for the first segment that is seen in it, and their classes."""
-    _check_segments(raw, annotations, num_classes)
-    # a crowd is a region of several things: neither a target nor a negative of its own
-    entries = [entry for entry in annotations.segments or () if not entry[2]]
-    ids = shrink_labels(decode_segment_ids(raw, annotations), geometry)
-    is_narrow = len(entries) < 256
-    table = _table("uint8" if is_narrow else "int16")
-    segment_ids = torch.tensor([entry[0] for entry in entries], dtype=torch.int64)
-    flat = torch.from_numpy(np.ascontiguousarray(ids)).view(-1)
-    table[segment_ids] = torch.arange(1, len(entries) + 1).to(table.dtype)
-    labels = table.index_select(0, flat).numpy().reshape(ids.shape)  # [sh, sw]
-    table[segment_ids] = 0
-    seen = _seen_labels(labels, len(entries))
-    if len(seen) < len(entries):
-        renumbered = np.zeros(len(entries) + 1, labels.dtype)
-        renumbered[seen] = np.arange(1, len(seen) + 1)
-        labels = renumbered[labels]
-    return labels, tuple(entries[label - 1][1] for label in seen)
+    ids: Int32[ndarray, "h w"], segment_ids: list[int]
+) -> UInt8[ndarray, "h w"] | Int16[ndarray, "h w"]:
+    """The place of each pixel's id in the list, counted from 1; 0 where it is not in the list."""
+    table = _table("uint8" if len(segment_ids) < 256 else "int16")
+    places = torch.tensor(segment_ids, dtype=torch.int64)
+    table[places] = torch.arange(1, len(segment_ids) + 1).to(table.dtype)
+    labels = table.index_select(0, torch.from_numpy(np.ascontiguousarray(ids)).view(-1))
+    table[places] = 0
+    return labels.numpy().reshape(ids.shape)  # [h, w]
 
 
 def _check_segments(raw: RawSample, annotations: Annotations, num_classes: int) -> None:
@@ -205,12 +202,12 @@ def _check_segments(raw: RawSample, annotations: Annotations, num_classes: int) 
         )
 
 
-def _seen_labels(labels: ndarray, num_labels: int) -> list[int]:
+def _seen_labels(labels: ndarray, num_labels: int) -> tuple[int, ...]:
     if labels.dtype == np.uint8:
         # one search of bytes per label, which ends at its first pixel
         blob = labels.tobytes()
-        return [label for label in range(1, num_labels + 1) if label in blob]
-    return [int(label) for label in np.unique(labels) if label > 0]
+        return tuple(label for label in range(1, num_labels + 1) if label in blob)
+    return tuple(int(label) for label in np.unique(labels) if label > 0)
 
 
 @lru_cache(maxsize=2)

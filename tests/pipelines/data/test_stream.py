@@ -237,6 +237,28 @@ def test_workers_end_when_their_process_is_killed(shards: Path) -> None:
     assert _run(shards, "os.kill(os.getpid(), signal.SIGKILL)").returncode == -signal.SIGKILL
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("pin_memory", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_made_on_a_gpu_are_those_made_on_the_cpu(
+    shards: Path, num_workers: int, pin_memory: bool
+) -> None:
+    config = replace(_config(shards, num_workers), pin_memory=pin_memory)
+    on_gpu = build_stream(config, rank=0, world_size=1, seed=0)
+    on_gpu.device = torch.device("cuda")
+    for (batches, _), (moved, _) in zip(_steps(config, 12), on_gpu, strict=False):
+        for one, other in zip(batches, moved, strict=True):
+            assert other.images.device.type == "cuda"
+            assert torch.allclose(one.images, other.images.cpu(), atol=1e-2)
+            assert one.keys == other.keys
+        for kind in ("segments", "phrases"):
+            for one, other in zip(getattr(batches[0], kind), getattr(moved[0], kind), strict=True):
+                assert torch.equal(one.masks, other.masks.cpu())
+        for one, other in zip(batches[0].segments, moved[0].segments, strict=True):
+            assert torch.equal(one.class_ids, other.class_ids.cpu())
+    on_gpu.close()
+
+
 def test_images_are_pixels_of_0_to_255(shards: Path) -> None:
     (((segmentation, image_text), _),) = _steps(_config(shards), 1)
     for batch in (segmentation, image_text):
