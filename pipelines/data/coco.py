@@ -68,7 +68,7 @@ class CocoFolder:
             )
 
     def split_names(self) -> tuple[str, ...]:
-        """The folders under `images`, or the folders of the root that are annotated."""
+        """The folders under `images`, or what is annotated, with a folder in the root or alone."""
         entries = {entry.name for entry in (self.root / "images").glob("*") if entry.is_dir()}
         if not entries:
             annotated = {
@@ -76,7 +76,8 @@ class CocoFolder:
                 for kind in KINDS
                 for path in (self.root / "annotations").glob(f"{kind}_*.json")
             }
-            entries = {name for name in annotated if (self.root / name).is_dir()}
+            # lists may lie alone, to say which images an evaluation set has
+            entries = {name for name in annotated if (self.root / name).is_dir()} or annotated
         return tuple(sorted(entries))
 
     def image_folder(self, split: str) -> Path:

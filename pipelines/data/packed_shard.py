@@ -140,8 +140,9 @@ class _Writing:
 
     def _add(self, writer: TarWriter, record: CocoRecord) -> None:
         try:
-            image = read_image(record)
-            removed = self.protection.by_content(record, image)
+            removed = self.protection.by_identity(record)
+            image = b"" if removed else read_image(record)
+            removed = removed or self.protection.by_content(record, image)
             if removed is not None:
                 self.removed.append(removed)
                 return

@@ -147,14 +147,13 @@ def _class_table(request: PackRequest) -> ClassTable:
 
 
 def _plan(name: str, split: CocoSplit, request: PackRequest) -> _SplitPlan:
-    kept, removed = [], []
-    for index, record in enumerate(split.records if request.protection.sets else ()):
-        found = request.protection.by_identity(record)
-        if found is None:
-            kept.append(index)
-        else:
-            removed.append(found)
-    rows = np.array(kept) if request.protection.sets else np.arange(len(split))
+    removed: list[RemovedSample] = []
+    rows = np.arange(len(split))
+    # records of a list from the web are too many to be made twice; their ids are seen when packed
+    if split.is_complete and request.protection.sets:
+        found = [request.protection.by_identity(record) for record in split]
+        removed = [sample for sample in found if sample is not None]
+        rows = np.flatnonzero([sample is None for sample in found])
     if len(rows) == 0:
         raise DataError(
             f"{request.source['root']}: split {name!r} has no image to pack; of {len(split)} that "

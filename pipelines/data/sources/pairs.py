@@ -13,6 +13,8 @@ out. Records are made when they are packed, so that millions of them need little
 """
 
 import hashlib
+import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +29,11 @@ from pipelines.data.records import UNKNOWN_SIZE_HW, CocoRecord, CocoSplit
 from pipelines.data.sources.base import NeededFile, Request, Source
 from pipelines.errors import DataError
 
+# of a large file in memory at once
+_CHUNK_BYTES = 64 << 20
 # of one folder or tar of img2dataset
 _PER_FOLDER = 10_000
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +51,13 @@ class LineFile(Sequence[str]):
 
     def __init__(self, path: Path) -> None:
         self._bytes = np.memmap(path, np.uint8, mode="r")
-        ends = np.flatnonzero(self._bytes == ord("\n")) + 1
-        if len(ends) == 0 or ends[-1] < len(self._bytes):
-            ends = np.append(ends, len(self._bytes))
-        self._starts = np.concatenate([[0], ends])
+        size = len(self._bytes)
+        ends = [
+            np.flatnonzero(self._bytes[first : first + _CHUNK_BYTES] == ord("\n")) + first + 1
+            for first in range(0, size, _CHUNK_BYTES)
+        ]
+        # a last line may lack its end
+        self._starts = np.unique(np.concatenate([[0], *ends, [size]]))
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -95,11 +102,14 @@ class FilePairs(Sequence[CocoRecord]):
 
     def __getitem__(self, row: int) -> CocoRecord:  # type: ignore[override]
         path = self._texts[row]
+        images = [path.with_suffix(suffix) for suffix in _IMAGE_SUFFIXES]
+        about = path.with_suffix(".json")
         return CocoRecord(
             image_id=int(row),
-            image_path=path.with_suffix(".jpg"),
+            image_path=next((image for image in images if image.exists()), images[0]),
             size_hw=UNKNOWN_SIZE_HW,
             captions=(path.read_text(encoding="utf-8").strip(),),
+            identities=_identities(about.read_bytes() if about.exists() else b""),
         )
 
 
@@ -116,24 +126,37 @@ class TarPairs(Sequence[CocoRecord]):
         return len(self._rows)
 
     def __getitem__(self, row: int) -> CocoRecord:  # type: ignore[override]
-        tar, image_at, image_bytes, text_at, text_bytes = (int(v) for v in self._rows[row])
+        tar, image_at, image_bytes, text_at, text_bytes, about_at, about_bytes = (
+            int(value) for value in self._rows[row]
+        )
         path = self._tars[tar]
         with path.open("rb") as file:
-            file.seek(text_at)
-            text = file.read(text_bytes).decode("utf-8", errors="replace").strip()
+            text, about = (
+                os.pread(file.fileno(), num_bytes, place)
+                for num_bytes, place in ((text_bytes, text_at), (about_bytes, about_at))
+            )
         return CocoRecord(
             image_id=int(row),
             image_path=path,
             image_range=(image_at, image_bytes),
             size_hw=UNKNOWN_SIZE_HW,
-            captions=(text,),
+            captions=(text.decode("utf-8", errors="replace").strip(),),
             key=self._keys[row],
+            identities=_identities(about),
         )
 
 
 def _column(line: str, number: int) -> str:
     columns = line.split("\t")
     return columns[number].strip() if number < len(columns) else ""
+
+
+def _identities(about: bytes) -> tuple[str, ...]:
+    """Of an image from what img2dataset wrote about it."""
+    try:
+        return flickr_identities(str(json.loads(about)["url"])) if about else ()
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def _tar_table(number: int, path: Path) -> tuple[ndarray, list[str]]:
@@ -148,8 +171,11 @@ def _tar_table(number: int, path: Path) -> tuple[ndarray, list[str]]:
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path}: not a readable tar ({error}). Fetch it again.") from error
     whole = {key: kinds for key, kinds in found.items() if {"image", ".txt"} <= kinds.keys()}
-    rows = [(number, *kinds["image"], *kinds[".txt"]) for kinds in whole.values()]
-    return np.array(rows, np.int64).reshape(-1, 5), list(whole)
+    rows = [
+        (number, *kinds["image"], *kinds[".txt"], *kinds.get(".json", (0, 0)))
+        for kinds in whole.values()
+    ]
+    return np.array(rows, np.int64).reshape(-1, 7), list(whole)
 
 
 def _read(lists: dict[str, TextList], request: Request) -> CocoSplit:

@@ -1,5 +1,6 @@
 import io
 import json
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,91 @@ def test_named_sets_are_found_below_the_roots_that_are_given(
     manifest = _prepare(own_root, tmp_path / "out", "karpathy-test", protect_roots=roots)
     removed = sorted((r.key, r.reason) for r in manifest.splits["train"].removed)
     assert removed == [("000000000007", "id"), ("000000000009", "id")]
+
+
+def _write_paper_sets(root: Path) -> None:
+    """Images 1 to 3 of COCO 2014 in RefCOCOg and Karpathy's lists, and 4 in val2017."""
+    (root / "refcocog").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    image = {"id": 1, "file_name": "COCO_train2014_000000000001.jpg", "height": 4, "width": 6}
+    entry = {"id": 9, "image_id": 1, "category_id": 1, "segmentation": [[0, 0, 2, 0, 2, 2]]}
+    instances = {
+        "images": [image],
+        "annotations": [{**entry, "area": 2, "bbox": [0, 0, 2, 2]}],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    (root / "refcocog/instances.json").write_text(json.dumps(instances))
+    sentences = [{"sent_id": 1, "sent": "it", "raw": "it"}]
+    refs = [{"ref_id": 1, "ann_id": 9, "image_id": 1, "split": "val", "sentences": sentences}]
+    (root / "refcocog/refs(umd).p").write_bytes(pickle.dumps(refs))
+    karpathy = [
+        {"filename": f"COCO_val2014_{i:012d}.jpg", "filepath": "val2014", "split": split}
+        | {"cocoid": i, "sentences": []}
+        for i, split in ((2, "val"), (3, "test"), (5, "restval"))
+    ]
+    (root / "dataset_coco.json").write_text(json.dumps({"images": karpathy}))
+    listed = {"id": 4, "file_name": "000000000004.jpg", "height": 4, "width": 6}
+    listed["flickr_url"] = "http://farm3.staticflickr.com/2/4444_abc_z.jpg"
+    captions = {"images": [listed], "annotations": []}
+    (root / "annotations/captions_val2017.json").write_text(json.dumps(captions))
+
+
+def test_one_flag_protects_the_papers_evaluation_in_every_source(tmp_path: Path) -> None:
+    _write_paper_sets(tmp_path / "lists")
+    root = tmp_path / "vg"
+    (root / "VG_100K").mkdir(parents=True)
+    # Visual Genome knows images 1 to 5 by their ids in COCO, and another by Flickr's
+    entries = [(10 + n, n, None) for n in (1, 2, 3, 4, 5)] + [(16, None, 4444), (17, None, 5)]
+    images = [
+        {"image_id": i, "coco_id": coco, "flickr_id": flickr, "height": 6, "width": 9}
+        for i, coco, flickr in entries
+    ]
+    (root / "image_data.json").write_text(json.dumps(images))
+    regions = [{"id": i, "regions": [{"phrase": "a thing"}]} for i, _, _ in entries]
+    (root / "region_descriptions.json").write_text(json.dumps(regions))
+    for number, (i, _, _) in enumerate(entries):
+        Image.new("RGB", (9, 6), (30 * number, 0, 0)).save(root / f"VG_100K/{i}.jpg")
+    wanted = PrepareRequest(
+        source=source_named("vg"),
+        request=Request(root=root, split=""),
+        splits=["train"],
+        protect=["paper"],
+        protect_roots=[tmp_path / "lists"],
+    )
+    manifest = prepare(wanted, tmp_path / "out")
+    assert manifest is not None
+    assert {r.key: r.protects for r in manifest.splits["train"].removed} == {
+        "11": "refcocog-umd-val",
+        "12": "karpathy-val",
+        "13": "karpathy-test",
+        "14": "coco-2017-val",
+        "16": "coco-2017-val",
+    }
+    assert _keys(tmp_path / "out") == {"15", "17"}
+    check_protection([("out", manifest)], ("paper",))
+
+
+def test_a_list_from_the_web_is_compared_by_its_addresses(tmp_path: Path) -> None:
+    _write_paper_sets(tmp_path / "lists")
+    root = tmp_path / "sbu"
+    (root / "images").mkdir(parents=True)
+    urls = [f"http://static.flickr.com/1/{n}_ab.jpg" for n in (4444, 4445)]
+    (root / "SBU_captioned_photo_dataset_urls.txt").write_text("\n".join(urls))
+    (root / "SBU_captioned_photo_dataset_captions.txt").write_text("a\nb")
+    for number in range(2):
+        Image.new("RGB", (9, 6), (90 * number, 0, 0)).save(root / f"images/{number:09d}.jpg")
+    wanted = PrepareRequest(
+        source=source_named("sbu"),
+        request=Request(root=root, split=""),
+        splits=["train"],
+        protect=["coco-2017-val"],
+        protect_roots=[tmp_path / "lists"],
+    )
+    manifest = prepare(wanted, tmp_path / "out")
+    assert manifest is not None
+    removed = [(r.key, r.reason) for r in manifest.splits["train"].removed]
+    assert removed == [("000000000", "id")]
+    assert _keys(tmp_path / "out") == {"000000001"}
 
 
 def test_a_set_whose_list_is_missing_says_where_it_may_lie(own_root: Path, tmp_path: Path) -> None:

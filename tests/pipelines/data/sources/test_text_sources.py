@@ -2,11 +2,13 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from pipelines.data.sources import Request, source_named
+from pipelines.data.sources import Request, pairs, source_named
+from pipelines.data.sources.pairs import LineFile
 from pipelines.errors import DataError
 
 HW = (24, 37)
@@ -163,7 +165,7 @@ def test_tars_of_img2dataset_are_read_without_unpacking(layout, pack) -> None:
         {
             "000000000.jpg": jpeg,
             "000000000.txt": b" a picture ",
-            "000000000.json": b"{}",
+            "000000000.json": b'{"url": "http://farm5.staticflickr.com/4026/77_84c1.jpg"}',
             "000000001.json": b"{}",
         },
     )
@@ -175,13 +177,31 @@ def test_tars_of_img2dataset_are_read_without_unpacking(layout, pack) -> None:
         assert (picture.format, picture.size) == ("JPEG", (15, 8))
     counts = packed.manifest.splits["train"].counts
     assert (counts["images"], counts["transcoded_images"]) == (2, 1)
+    split = source_named("cc12m").read(Request(root=layout.root, split="train"))
+    assert [record.identities for record in split] == [("flickr:77",), ()]
 
 
 def test_files_of_img2dataset_are_read(layout, pack) -> None:
     layout.picture("00000/000000007.jpg")
     layout.text("00000/000000007.txt", "seven")
-    (sample,) = pack("pairs").samples.values()
-    assert sample.document["captions"] == ["seven"]
+    layout.json("00000/000000007.json", {"url": "https://live.staticflickr.com/1/88_ab_b.jpg"})
+    layout.picture("00000/000000008.webp")
+    layout.text("00000/000000008.txt", "eight")
+    samples = pack("pairs").samples
+    texts = {key: sample.document["captions"] for key, sample in samples.items()}
+    assert texts == {"000000007": ["seven"], "000000008": ["eight"]}
+    split = source_named("pairs").read(Request(root=layout.root, split="train"))
+    assert [record.identities for record in split] == [("flickr:88",), ()]
+
+
+def test_lines_are_found_across_chunks_and_without_a_last_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pairs, "_CHUNK_BYTES", 5)
+    lines = ["one", "", "a longer line", "ö", "last"]
+    for end in ("", "\n"):
+        (tmp_path / "list").write_text("\n".join(lines) + end, encoding="utf-8")
+        assert list(LineFile(tmp_path / "list")) == lines
 
 
 def test_a_list_none_of_whose_pictures_opens_is_an_error(layout, pack) -> None:
