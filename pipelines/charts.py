@@ -125,11 +125,21 @@ def _grid(across: _Scale, upward: _Scale) -> list[str]:
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
+        parts.append(
+            f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_label(value)}</text>'
+        )
     for value in across.ticks():
         x = across(value)
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="middle">{value:g}</text>')
     return parts
+
+
+def _label(value: float) -> str:
+    """A number in few characters: 0.00105 does not fit beside an axis, 1.05e-3 does."""
+    if value == 0 or 0.01 <= abs(value) < 1e5:
+        return f"{value:.4g}"
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _marks(marks: Sequence[tuple[float, str]], across: _Scale) -> list[str]:

@@ -13,9 +13,11 @@ from typing import Any
 from PIL import Image
 
 from pipelines.charts import Series, line_chart
+from pipelines.evaluation.published import PUBLISHED, compare
 from pipelines.evaluation.table import present_rows, shown
 
 Rows = Sequence[Mapping[str, Any]]
+_CLASS_FIGURES = {"pq": "PQ", "iou": "IoU", "ap": "AP", "sq": "SQ", "rq": "RQ"}
 _JPEG_QUALITY = 88
 _WIDEST_PX = 2200
 
@@ -69,10 +71,15 @@ pre{overflow-x:auto;font-size:12.5px;line-height:1.45}
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a run folder knows about itself; parts that are not there are empty."""
+    """What a run folder knows about itself; parts that are not there are empty.
+
+    results: reports of named data sets; against: the published model to compare them with.
+    """
 
     name: str
     report: Mapping[str, Any]
+    results: Mapping[str, Mapping[str, Any]]
+    against: str
     metrics: Rows
     events: Rows
     config: Mapping[str, Any]
@@ -84,10 +91,12 @@ def render_page(facts: RunFacts) -> str:
     """The whole page as text."""
     sections = [
         _header(facts),
-        _metrics(facts.report),
+        _metrics(facts.report, "Metrics, percent"),
+        _comparison(facts),
+        *(_data_set(name, report) for name, report in facts.results.items()),
         _curves(facts.metrics),
         _pictures(facts.panels),
-        _classes(facts.report),
+        _classes(facts.report, "Classes"),
         _events(facts.events),
         _provenance(facts),
     ]
@@ -143,7 +152,42 @@ def _tile(label: str, value: str, note: str) -> str:
     return f"<div class=tile><span>{escape(label)}</span><b>{value}</b><small>{note}</small></div>"
 
 
-def _metrics(report: Mapping[str, Any]) -> str:
+def _comparison(facts: RunFacts) -> str:
+    """Ours, published, difference, in the paper's order."""
+    rows = compare(facts.results, facts.against) if facts.results else []
+    if not rows:
+        return ""
+    lines = "".join(
+        f"<tr><td>{escape(row.heading)}</td>"
+        + "".join(
+            f"<td class='n{' v' if place == 0 else ''}'>"
+            f"{'–' if value is None else format(value, '+.1f' if place == 2 else '.1f')}</td>"
+            for place, value in enumerate((row.ours, row.published, row.difference))
+        )
+        + f"<td>{_meter(row.ours, row.published)}</td></tr>"
+        for row in rows
+    )
+    model = PUBLISHED[facts.against]
+    head = (
+        f"<tr><th></th><th class=n>ours</th><th class=n>{escape(facts.against)}</th>"
+        "<th class=n>difference</th><th>0 – 100, orange: published</th></tr>"
+    )
+    note = escape("; ".join(text for text in (model.source, model.protocol_note) if text))
+    return (
+        f"<h2>Beside published figures</h2><div class=card><table>{head}{lines}</table></div>"
+        f"<p class=lead>{escape(facts.against)}: {note}</p>"
+    )
+
+
+def _data_set(name: str, report: Mapping[str, Any]) -> str:
+    """The figures of one named data set, or why there are none."""
+    if "failed" in report:
+        reason = escape(report["failed"])
+        return f"<h2>{escape(name)}</h2><div class=card><p>failed: {reason}</p></div>"
+    return _metrics(report, f"{name}, percent") + _classes(report, f"Classes of {name}")
+
+
+def _metrics(report: Mapping[str, Any], title: str) -> str:
     rows = present_rows(report)
     if not rows:
         return ""
@@ -162,7 +206,7 @@ def _metrics(report: Mapping[str, Any]) -> str:
         "<tr><th>task</th><th>metric</th><th class=n>value</th><th class=n>control</th>"
         "<th>0 – 100</th><th>the control (orange) exchanges</th></tr>"
     )
-    return f"<h2>Metrics, percent</h2><div class=card><table>{head}{''.join(lines)}</table></div>"
+    return f"<h2>{escape(title)}</h2><div class=card><table>{head}{''.join(lines)}</table></div>"
 
 
 def _meter(value: float | None, control: float | None) -> str:
@@ -187,7 +231,8 @@ def _curves(metrics: Rows) -> str:
         prefix = f"{task.removeprefix('loss/')}/"
         series = [_series(metrics, name) for name in names if name.startswith(prefix)]
         title = f"terms of {prefix.rstrip('/')}"
-        charts.append(line_chart(series, title=title, marks=marks, is_log=True))
+        if series:
+            charts.append(line_chart(series, title=title, marks=marks, is_log=True))
     for name, title in (
         ("gradient_norm", "gradient norm before clipping"),
         ("learning_rate", "learning rate"),
@@ -223,20 +268,22 @@ def _embedded(path: Path) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _classes(report: Mapping[str, Any]) -> str:
+def _classes(report: Mapping[str, Any], title: str) -> str:
     per_class = report.get("details", {}).get("per_class", {})
-    if not per_class:
+    names = [name for name in _CLASS_FIGURES if any(name in row for row in per_class.values())]
+    if not names:
         return ""
+    first = names[0]
+    ordered = sorted(per_class.items(), key=lambda item: -item[1].get(first, -1.0))
     lines = "".join(
-        f"<tr><td>{escape(name)}</td><td class='n v'>{row['pq']:.1f}</td>"
-        f"<td class=n>{row['sq']:.1f}</td><td class=n>{row['rq']:.1f}</td>"
-        f"<td>{_meter(row['pq'], None)}</td></tr>"
-        for name, row in sorted(per_class.items(), key=lambda item: -item[1]["pq"])
+        f"<tr><td>{escape(label)}</td>"
+        + "".join(f"<td class=n>{shown(row, name)}</td>" for name in names)
+        + f"<td>{_meter(row.get(first), None)}</td></tr>"
+        for label, row in ordered
     )
-    head = (
-        "<tr><th>class</th><th class=n>PQ</th><th class=n>SQ</th><th class=n>RQ</th><th></th></tr>"
-    )
-    return f"<h2>Classes</h2><div class=card><table>{head}{lines}</table></div>"
+    heads = "".join(f"<th class=n>{_CLASS_FIGURES[name]}</th>" for name in names)
+    table = f"<table><tr><th>class</th>{heads}<th></th></tr>{lines}</table>"
+    return f"<h2>{escape(title)}</h2><div class=card>{table}</div>"
 
 
 def _events(events: Rows) -> str:

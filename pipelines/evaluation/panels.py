@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import nn
 
-from pipelines.data.coco import CocoFolder, CocoRecord, CocoSplit, decode_mask, read_segment_ids
+from pipelines.data.coco import CocoRecord, CocoSplit, decode_mask
 from pipelines.drawing import (
     DrawnSegment,
     class_colour,
@@ -25,6 +25,8 @@ from pipelines.evaluation.mask_predictor import MaskPredictor
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import FoundSegments, ImageArray, Predictor
 from pipelines.evaluation.predictors import predictor_of
+from pipelines.evaluation.sets import EvaluationData
+from pipelines.evaluation.truth import has_segments, true_map
 from pipelines.families import TrainedModel
 from xdecoder.batch import Batch, SegmentationBatch, Vocabulary
 
@@ -43,8 +45,7 @@ class Example:
 
 def make_panels(
     model: TrainedModel,
-    root: Path,
-    split: str,
+    data: EvaluationData,
     image_ids: Sequence[int],
     path: Path,
     *,
@@ -52,7 +53,7 @@ def make_panels(
     headings: Mapping[int, str] | None = None,
 ) -> Path:
     """The path of a PNG with a row for each image: image, truth, prediction, phrase, caption."""
-    found = CocoFolder(root).split(split)
+    found = data.split
     predictor = predictor_of(model.eval(), options=options)
     names = headings or {}
     rows = [
@@ -131,7 +132,7 @@ def found_segments(found: FoundSegments, vocabulary: Vocabulary) -> list[DrawnSe
 
 def vocabulary_of(split: CocoSplit) -> Vocabulary:
     """The classes of a split, as a model reads them."""
-    categories = split.panoptic_categories or split.instance_categories
+    categories = split.categories
     return Vocabulary(
         names=tuple(category.prompt for category in categories),
         is_thing=tuple(category.is_thing for category in categories),
@@ -153,12 +154,12 @@ def example_of(record: CocoRecord, split: CocoSplit, *, name: str = "") -> Examp
 
 def _true_segments(record: CocoRecord, split: CocoSplit) -> list[DrawnSegment]:
     vocabulary = vocabulary_of(split)
-    categories = split.panoptic_categories or split.instance_categories
+    categories = split.categories
     class_of = {category.id: index for index, category in enumerate(categories)}
     regions: list[tuple[int, Bool[np.ndarray, "h w"]]]
-    if record.segments is not None and record.panoptic_path is not None:
-        ids = read_segment_ids(record.panoptic_path)
-        regions = [(class_of[s.category_id], ids == s.id) for s in record.segments]
+    if has_segments(record):
+        truth = true_map(record)
+        regions = [(class_of[s.category_id], truth.ids == s.id) for s in truth.segments]
     else:
         regions = [
             (class_of[instance.category_id], decode_mask(instance.segmentation, record.size_hw))

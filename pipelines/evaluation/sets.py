@@ -90,6 +90,19 @@ def coco_data(root: Path, split: str) -> EvaluationData:
     return EvaluationData(name=f"{root.resolve().name}-{found.name}", root=root, split=found)
 
 
+def data_of_report(report: Mapping[str, Any]) -> EvaluationData:
+    """The data that a report is about, read again.
+
+    Raises:
+        DataError: they are not where they were.
+    """
+    root, name = Path(report["root"]), report.get("data_set", "")
+    if name not in SETS:
+        return coco_data(root, report["split"])
+    depth = len(Path(SETS[name].folder).parts)
+    return SETS[name].load(name, root.parents[depth - 1])
+
+
 _SEGMENTATION = ("segmentation",)
 # shorter and longest side that X-Decoder tests with; 0: no limit
 _COCO_SIZE = {"shorter_px": 800, "longest_px": 1333}

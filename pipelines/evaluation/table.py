@@ -68,6 +68,8 @@ ROWS: tuple[Row, ...] = (
         control_key="bleu4_shuffled",
         control=_IMAGES,
     ),
+    Row(group="Captions", label="ROUGE-L", key="rouge_l"),
+    Row(group="Captions", label="METEOR", key="meteor"),
     Row(
         group="Captions",
         label="Token accuracy",
@@ -89,6 +91,8 @@ ROWS: tuple[Row, ...] = (
         control_key="retrieval_r5_shuffled",
         control=_IMAGES,
     ),
+    Row(group="Retrieval", label="image to text R@1, all", key="retrieval_full_i2t_r1"),
+    Row(group="Retrieval", label="text to image R@1, all", key="retrieval_full_t2i_r1"),
     Row(
         group="Zero-shot",
         label="Name of a new pair, top-1",

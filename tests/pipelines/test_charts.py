@@ -56,3 +56,10 @@ def test_constant_values_can_be_drawn() -> None:
 def test_smoothing_keeps_a_straight_line() -> None:
     line = [(float(x), 2.0 * x) for x in range(20)]
     assert smoothed(line, window=6) == line
+
+
+def test_numbers_beside_an_axis_stay_short() -> None:
+    flat = Series(name="rate", points=[(1.0, 1e-3), (2.0, 1e-3)])
+    labels = re.findall(r'text-anchor="end">([^<]*)<', line_chart([flat], title="rate"))
+    assert "1e-3" in labels
+    assert max(map(len, labels)) <= 7

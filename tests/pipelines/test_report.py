@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.evaluate import main as evaluate
+from pipelines.evaluation.published import COLUMNS, PUBLISHED
+from pipelines.evaluation.sets import SETS
 from pipelines.report import best_and_worst, main
 from pipelines.report_page import restarts
 
@@ -74,6 +76,74 @@ def test_the_table_is_markdown(evaluated_run: Path, capsys: pytest.CaptureFixtur
     assert "| Segmentation | PQ |" in capsys.readouterr().out
 
 
+FIGURES = {"coco-panoptic": {"pq": 55.04, "ap": 40.0, "miou": None},
+           "voc2012": {"failed": "no <folder>"},
+           "scenes": {"pq": 80.0, "protocols": {"pq": "coco-panoptic/fit-48x80"},
+                      "details": {"per_class": {"a & b": {"iou": 71.5}}}}}  # fmt: skip
+
+
+@pytest.fixture
+def suite_run(tmp_path: Path) -> Path:
+    """A folder that has nothing but results of named data sets."""
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "results.json").write_text(json.dumps(FIGURES))
+    return tmp_path
+
+
+def test_ours_stands_beside_published_in_the_papers_order(
+    suite_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(suite_run), "--table"]) == 0
+    text = capsys.readouterr().out
+    lines = [line for line in text.splitlines() if line.startswith("| COCO")]
+    assert lines[0] == "| COCO PQ | 55.0 | 50.8 | +4.2 |"
+    assert lines[1] == "| COCO AP | 40.0 | 39.5 | +0.5 |"
+    assert lines[2] == "| COCO mIoU | – | 62.4 | – |"
+    assert text.index("ADE AP") < text.index("COCO PQ") < text.index("RefCOCOg cIoU")
+    assert "focalt-last: microsoft/X-Decoder README; RefCOCOg by protocol xdecoder-v2." in text
+    assert "scenes: coco-panoptic/fit-48x80" in text
+    assert "no <folder>" in text
+
+
+def test_the_comparison_is_a_latex_table_too(
+    suite_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--table", "--format", "latex", "--against", "focall-last"]
+    assert main([str(suite_run), *words]) == 0
+    text = capsys.readouterr().out
+    rows = [line.split("&") for line in text.splitlines() if line.endswith(r" \\")]
+    assert len({len(row) for row in rows}) == 1
+    assert [row[0].strip() for row in rows] == ["", "ours", "focall-last", "difference"]
+    place = next(i for i, cell in enumerate(rows[0]) if cell.strip() == "COCO PQ")
+    assert [row[place].strip() for row in rows[1:]] == ["55.0", "56.2", "-1.2"]
+
+
+def test_a_latex_table_needs_named_sets(
+    evaluated_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(evaluated_run), "--table", "--format", "latex"]) == 3
+    assert "--format latex compares named data sets" in capsys.readouterr().err
+
+
+def test_a_page_shows_named_sets_their_classes_and_what_failed(suite_run: Path) -> None:
+    assert main([str(suite_run)]) == 0
+    page = (suite_run / "report.html").read_text()
+    for text in ("Beside published figures", "+4.2", "failed: no &lt;folder&gt;",
+                 "Classes of scenes", "a &amp; b", "71.5"):  # fmt: skip
+        assert text in page
+    checker = Balance()
+    checker.feed(page)
+    assert checker.open == []
+
+
+def test_every_published_figure_has_a_column() -> None:
+    headings = [column.heading for column in COLUMNS]
+    assert len(set(headings)) == len(headings)
+    for model in PUBLISHED.values():
+        assert set(model.figures) <= set(headings)
+    assert {column.data_set for column in COLUMNS} <= set(SETS)
+
+
 def test_a_missing_report_says_how_to_make_it(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +155,7 @@ def test_a_folder_that_is_no_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path)]) == 3
-    assert "must hold metrics.jsonl or report.json" in capsys.readouterr().err
+    assert "must hold metrics.jsonl, report.json or eval/results.json" in capsys.readouterr().err
 
 
 def test_a_damaged_report_is_named(

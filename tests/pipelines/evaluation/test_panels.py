@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipelines.data.coco import CocoFolder
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.panels import TrainingPanels, make_panels
+from pipelines.evaluation.sets import coco_data
 from xdecoder.batch import (
     ImageTextBatch,
     PhraseTargets,
@@ -35,12 +35,11 @@ def batch() -> SegmentationBatch:
 
 
 def test_each_image_is_a_row(scenes_root: Path, tiny_model: XDecoder, tmp_path: Path) -> None:
-    ids = [record.image_id for record in CocoFolder(scenes_root).split("val")]
+    data = coco_data(scenes_root, "val")
+    ids = [record.image_id for record in data.split]
     heights = []
     for count in (1, 3):
-        path = make_panels(
-            tiny_model, scenes_root, "val", ids[:count], tmp_path / "p.png", options=OPTIONS
-        )
+        path = make_panels(tiny_model, data, ids[:count], tmp_path / "p.png", options=OPTIONS)
         heights.append(Image.open(path).height)
     assert heights[1] == 3 * heights[0]
 
