@@ -30,11 +30,12 @@ from pipelines.engine.schedule import learning_rate_factor
 from pipelines.engine.signals import StopFlag
 from pipelines.engine.state import TrainState
 from pipelines.engine.wall_time import WallTime
-from pipelines.errors import ExitCode
+from pipelines.errors import ExitCode, NonFiniteLossError
 from pipelines.tracking.base import Tracker
 from pipelines.tracking.jsonl import EventLog
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import Draws
+from xdecoder.losses.matching import NonFiniteCostError
 from xdecoder.tasks import MultiTask
 
 Stream = Iterator[tuple[Sequence[Batch], dict[str, Any]]]
@@ -112,7 +113,7 @@ def train_step(
     sums: dict[str, torch.Tensor] = {}
     for index, batches in enumerate(on_device):
         draws = Draws(config.seed, state.step * num_micro + index, rank)
-        terms = state.backend.forward(batches, draws, counts)
+        terms = _terms(state, batches, draws, counts)
         state.backend.backward(sum_of(terms))
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach() / num_micro
@@ -135,6 +136,20 @@ def train_step(
         data_seconds=data_seconds,
     )
     return record, on_device[-1]
+
+
+def _terms(
+    state: TrainState, batches: Sequence[Batch], draws: Draws, counts: Mapping[str, float] | None
+) -> Mapping[str, torch.Tensor]:
+    """Loss terms of some batches; costs that cannot be matched are reported as losses are."""
+    try:
+        return state.backend.forward(batches, draws, counts)
+    except NonFiniteCostError as error:
+        keys = ", ".join(key for batch in batches for key in batch.keys)
+        raise NonFiniteLossError(
+            f"step {state.step + 1}: {error} Keys of the batches: {keys}. The newest checkpoint is "
+            "from before this step."
+        ) from error
 
 
 def sum_of(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -9,6 +9,7 @@ from PIL import Image
 from pipelines import evaluate, predict, pretrain
 from pipelines.data.shards import read_manifest
 from pipelines.data.stream import build_stream
+from pipelines.engine import session
 from pipelines.engine.checkpoint import load_model
 from pipelines.engine.dry_run import shape_table
 from pipelines.prepare import main as prepare
@@ -110,3 +111,23 @@ def test_a_dry_run_shows_the_maps_of_the_pyramid(run_folder, shards):
     batches = next(iter(build_stream(config.data, rank=0, world_size=1, seed=0)))[0]
     table = shape_table(model, batches)
     assert "mask features" in " ".join(map(str, table.columns[0].cells))
+
+
+def test_a_nan_in_the_matcher_names_step_tensors_and_keys(
+    run_folder, shards, tmp_path, monkeypatch, capsys
+):
+    build = session.build_model_of
+
+    def build_broken(config):
+        model = build(config)
+        model.head.decoder.heads.mask_mlp.layers[0].bias.data[0] = float("nan")
+        return model
+
+    monkeypatch.setattr(session, "build_model_of", build_broken)
+    name = run_folder.name
+    words = ["--recipe", name, "--shards", str(shards), "--output-dir", str(tmp_path / "run")]
+    assert pretrain.main([*words, *words_of(*COMMON, *CASES[name])]) == 4
+    complaint = capsys.readouterr().err
+    assert "step 1: match: costs must be finite" in complaint
+    assert "has inf or nan in mask_logits" in complaint
+    assert "Keys of the batches: " in complaint

@@ -15,6 +15,10 @@ from xdecoder.losses.mask import MaskTerms, pairwise_terms
 PairwiseTerms = Callable[[Tensor, Tensor], MaskTerms]
 
 
+class NonFiniteCostError(ValueError):
+    """No assignment can be made: a cost is inf or nan; the message names the tensors it is from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class MatchingCosts:
     """Weights of the three parts of a cost. Source: configs of microsoft/X-Decoder."""
@@ -79,7 +83,7 @@ def match(
     features read at the points that all masks of an image share. A mask logit is linear in the
     features, so their dot product is the mask read at those points. pairwise: how masks compare.
 
-    Raises: ValueError where a cost is not finite, naming the tensor that it came from.
+    Raises: NonFiniteCostError where a cost is not finite, naming the tensor that it came from.
     """
     device = mask_embeddings.device
     num_layers = len(mask_embeddings)
@@ -130,7 +134,7 @@ def cheapest_pairs(cost: Float[Tensor, "q m"]) -> tuple[Int[Tensor, " p"], Int[T
 
 def _raise_not_finite(layer: int, **tensors: Tensor) -> None:
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    raise ValueError(
+    raise NonFiniteCostError(
         f"match: costs must be finite; prediction {layer} has inf or nan in "
         f"{', '.join(bad) or 'the sum of finite parts'}. Lower the learning rate or look at the "
         "last batch."

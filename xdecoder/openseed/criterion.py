@@ -14,7 +14,7 @@ from torch import Tensor
 from xdecoder.losses.dense_mask import focal_parts
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.mask import pairwise_terms, sampled_mask_terms
-from xdecoder.losses.matching import Matching, assign, pad_targets
+from xdecoder.losses.matching import Matching, NonFiniteCostError, assign, pad_targets
 from xdecoder.losses.points import sample_points
 from xdecoder.mask_former.criterion import pair_order
 from xdecoder.openseed.boxes import generalised_iou, xyxy
@@ -192,7 +192,7 @@ def _check_finite(name: str, cost: Tensor, prediction: BoxPrediction) -> None:
         return
     parts = prediction._asdict().items()
     bad = [part for part, tensor in parts if not torch.isfinite(tensor).all()]
-    raise ValueError(
+    raise NonFiniteCostError(
         f"box_losses: matching costs must be finite; prediction {name} has inf or nan in "
         f"{', '.join(bad) or 'the mask features or the targets'}. Lower the learning rate or look "
         "at the last batch."

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from xdecoder.losses.matching import MatchingCosts, match, pad_targets
+from xdecoder.losses.matching import MatchingCosts, NonFiniteCostError, match, pad_targets
 
 
 def problem(num_queries=4, num_points=50):
@@ -74,7 +74,7 @@ def test_a_cost_that_is_not_finite_names_its_tensor(name):
     inputs = problem()
     inputs[name][..., 0] = float("nan")
     shown = "mask_logits" if name == "point_features" else name
-    with pytest.raises(ValueError, match=f"prediction 0 has inf or nan in {shown}"):
+    with pytest.raises(NonFiniteCostError, match=f"prediction 0 has inf or nan in {shown}"):
         match(**inputs)
 
 
