@@ -1,7 +1,7 @@
 """ADE20K: 150 classes as regions, things or both, and the 847 classes of the full release.
 
-    150           ROOT = ADEChallengeData2016: images/{training,validation}, annotations/..., a list
-                  of classes objectInfo150.txt (or sceneparsing's objectInfo150.csv)
+    150           ROOT = ADEChallengeData2016: images/{training,validation}, annotations/..., and
+                  the list of classes objectInfo150.txt, or else our copy of it
     instance      the same, and ade20k_instance_{train,val}.json (100 classes)
     panoptic      the same, and ade20k_panoptic_{train,val}.json with its folder of PNGs
     847           ROOT = ADE20K_2021_17_01: images/ADE/{training,validation}/**/*_seg.png as it
@@ -11,7 +11,6 @@
 The two JSON files come from the preparation scripts of Mask2Former.
 """
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,11 +44,12 @@ _IMAGES = NeededFile(path="images/{folder}/*.jpg", url=_CHALLENGE, is_image=True
 
 
 def _names_150(root: Path) -> tuple[tuple[int, str], ...]:
-    text, table = root / "objectInfo150.txt", root / "objectInfo150.csv"
-    path, delimiter = (text, "\t") if text.exists() else (table, ",")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.reader(file, delimiter=delimiter) if row and row[0].isdigit()]
-    return first_words(tuple((int(row[0]), row[-1].strip()) for row in rows))
+    path = root / "objectInfo150.txt"
+    if not path.exists():
+        return read_names(VOCABULARIES / "ade20k_150.txt")
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    entries = [(int(row[0]), row[-1].strip()) for row in rows if row[0].strip().isdigit()]
+    return first_words(tuple(entries))
 
 
 def _read_semantic(request: Request) -> CocoSplit:
@@ -205,7 +205,6 @@ SOURCES = (
         (
             NeededFile(path="images/{folder}/*.jpg", url=_CHALLENGE),
             NeededFile(path="annotations/{folder}/*.png", url=_CHALLENGE),
-            NeededFile(path="objectInfo150.txt|objectInfo150.csv", url=_CHALLENGE),
         ),
         _read_semantic,
     ),

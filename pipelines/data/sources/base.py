@@ -144,9 +144,9 @@ def stuff_categories(entries: tuple[tuple[int, str], ...]) -> tuple[Category, ..
 
 def first_words(entries: tuple[tuple[int, str], ...]) -> tuple[tuple[int, str], ...]:
     """Names cut to their first synonym where that leaves them different from each other."""
-    firsts = [name.replace(";", ",").partition(",")[0].strip() for _, name in entries]
+    firsts = [name.partition(",")[0].strip() for _, name in entries]
     return tuple(
-        (number, first if firsts.count(first) == 1 else name.replace(";", ", "))
+        (number, first if firsts.count(first) == 1 else name)
         for (number, name), first in zip(entries, firsts, strict=True)
     )
 
