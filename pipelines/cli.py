@@ -30,7 +30,9 @@ examples:
   torchrun --nproc-per-node 2 -m pipelines.pretrain --recipe scenes --output-dir runs/two
 
 The same command again continues the run where its newest complete checkpoint is.
+"""
 
+EXIT_CODES = """
 exit codes:
   0 finished             2 wrong option or configuration   3 data missing or damaged
   4 non-finite loss      5 hang                            6 out of memory
@@ -41,7 +43,7 @@ exit codes:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose and change a run."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _EXAMPLES
+    parser.epilog = _EXAMPLES + EXIT_CODES
     which = parser.add_argument_group("which run")
     which.add_argument(
         "--recipe",
@@ -49,6 +51,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         default="scenes",
         help="a function of pipelines/recipes; default: %(default)s",
     )
+    add_change_options(parser, which)
+
+
+def add_change_options(parser: argparse.ArgumentParser, which: argparse._ArgumentGroup) -> None:
+    """Add what every verb that trains can change, `which` holding what decides the run."""
     which.add_argument(
         "--set",
         dest="assignments",
@@ -63,7 +70,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="short for data.segmentation.shards and data.image_text.shards",
     )
     which.add_argument("--output-dir", metavar="DIR", help="the run folder; default: runs/<name>")
-    which.add_argument("--run-name", metavar="NAME", help="default: the name of the recipe")
+    which.add_argument("--run-name", metavar="NAME", help="default: what the run is made from")
     which.add_argument("--seed", type=int, help="of weights, data order and draws; default: 0")
     start = parser.add_argument_group("how it starts")
     start.add_argument(
@@ -74,7 +81,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "PATH: continue from this run or checkpoint, even under another configuration",
     )
     start.add_argument(
-        "--init-from", metavar="PATH", help="take only the weights of a run or checkpoint"
+        "--init-from",
+        metavar="PATH",
+        help="take only the weights of a run, a checkpoint or a converted folder",
     )
     start.add_argument(
         "--smoke", action="store_true", help=f"{_SMOKE_STEPS} steps with everything switched on"
@@ -96,7 +105,7 @@ def config_of(options: argparse.Namespace) -> RunConfig:
     """
     recipe = RECIPES[options.recipe]()
     config = with_classes_of_data(override(recipe, assignments_of(options)))
-    return _smoke(config) if options.smoke else config
+    return smoke(config) if options.smoke else config
 
 
 def assignments_of(options: argparse.Namespace) -> list[str]:
@@ -187,7 +196,7 @@ def main_of(
         return int(ExitCode.OUT_OF_MEMORY)
 
 
-def _smoke(config: RunConfig) -> RunConfig:
+def smoke(config: RunConfig) -> RunConfig:
     """The same run for three steps: every part is used, nothing is learned."""
     return dataclasses.replace(
         config,

@@ -95,12 +95,14 @@ class DataConfig:
     logged; the run ends when they are more than this number and more than this share of all drawn.
     cache_dir, cache_gib: where remote shards (protocol://...) are kept on each node, and how much
     of them; an empty folder is $XDEC_DATA_CACHE, or xdecoder-shards in the temporary folder.
+    root: a data set in its owner's layout, which `pipelines.finetune` packs and scores by itself.
     protected: evaluation sets whose images the shards must have left out, as `prepare --protect`
     names them; shards that were prepared without one of them are refused.
     """
 
     segmentation: SegmentationDataConfig = field(default_factory=SegmentationDataConfig)
     image_text: ImageTextDataConfig = field(default_factory=ImageTextDataConfig)
+    root: str = ""
     split: str = "train"
     num_workers: int = 0
     prefetch: int = 2

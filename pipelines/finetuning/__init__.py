@@ -1,0 +1,1 @@
+"""Downstream tasks by name: their data, schedule, metric and protocol."""

@@ -1,0 +1,116 @@
+"""A task and a start to a run."""
+
+import math
+from dataclasses import replace
+
+from pipelines.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrackingConfig,
+)
+from pipelines.data.config import (
+    AugmentConfig,
+    DataConfig,
+    ImageTextDataConfig,
+    SegmentationDataConfig,
+)
+from pipelines.finetuning.data import num_samples
+from pipelines.finetuning.start import Start
+from pipelines.finetuning.tasks import FinetuneTask, Schedule
+from xdecoder.tasks.config import LayeredWeight, LossConfig
+
+# how often a run is saved and logged, in parts of its length
+_NUM_CHECKPOINTS, _NUM_LOG_LINES = 10, 100
+# of a run that nobody has counted the samples of yet
+_STEPS_WITHOUT_DATA = 1
+
+
+def finetuning(task: FinetuneTask, start: Start, *, shards: tuple[str, ...] = ()) -> RunConfig:
+    """The run that a task asks for.
+
+    From a run of ours, image sizes, batches, precision and everything about the optimizer but the
+    learning rate's course stay as that run had them: what suits a tiny model is not what suits the
+    paper's. From converted weights, all is the paper's. Without shards the length is not known and
+    is one step.
+    """
+    base = _published(task.schedule) if start.run is None else start.run
+    is_text = task.kind in ("captioning", "retrieval")
+    data = _data(base.data, is_text=is_text, shards=shards)
+    batch_size = data.image_text.batch_size if is_text else data.segmentation.batch_size
+    trained = "image_text" if is_text else "segmentation"
+    steps = _STEPS_WITHOUT_DATA
+    if shards:
+        count = num_samples(shards, data.split, trained)
+        steps = math.ceil(task.schedule.epochs * count / batch_size)
+    return replace(
+        base,
+        name=f"finetune-{task.name}",
+        output_dir="",
+        steps=steps,
+        init_from=str(start.folder),
+        model=start.model,
+        losses=_losses(task, base.losses),
+        data=data,
+        schedule=ScheduleConfig(kind="multistep", milestones=task.schedule.milestones),
+        checkpoint=replace(base.checkpoint, every_steps=max(1, steps // _NUM_CHECKPOINTS)),
+        tracking=replace(base.tracking, log_every=max(1, steps // _NUM_LOG_LINES), panels_every=0),
+        evaluation=EvaluationConfig(),
+    )
+
+
+def _published(schedule: Schedule) -> RunConfig:
+    """The paper's run, for converted weights."""
+    return RunConfig(
+        name="published",
+        steps=_STEPS_WITHOUT_DATA,
+        deterministic=False,
+        data=DataConfig(
+            segmentation=SegmentationDataConfig(
+                size_hw=schedule.size_hw,
+                batch_size=schedule.batch_size,
+                augment=AugmentConfig(flip_prob=0.5, scale_range=schedule.scale_range),
+            ),
+            image_text=ImageTextDataConfig(
+                size_hw=schedule.size_hw,
+                batch_size=schedule.batch_size,
+                augment=AugmentConfig(flip_prob=0.0),
+            ),
+            num_workers=8,
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=schedule.learning_rate,
+            backbone_multiplier=schedule.backbone_multiplier,
+            text_multiplier=schedule.backbone_multiplier,
+        ),
+        parallel=ParallelConfig(precision="bf16"),
+        checkpoint=CheckpointConfig(keep_last=2),
+        tracking=TrackingConfig(wandb="auto"),
+    )
+
+
+def _data(base: DataConfig, *, is_text: bool, shards: tuple[str, ...]) -> DataConfig:
+    """One kind of batch only; the other has none."""
+    segmentation = replace(base.segmentation, shards=shards, weights=())
+    image_text = replace(base.image_text, shards=shards, weights=())
+    if is_text:
+        segmentation = replace(segmentation, batch_size=0)
+    else:
+        image_text = replace(image_text, batch_size=0)
+    return replace(
+        base, segmentation=segmentation, image_text=image_text, split="train", protected=()
+    )
+
+
+def _losses(task: FinetuneTask, base: object) -> LossConfig:
+    """The losses of the start, without those that the task has no use for."""
+    losses = base if isinstance(base, LossConfig) else LossConfig()
+    off = LayeredWeight(weight=0.0)
+    if task.kind == "captioning":
+        return replace(losses, retrieval=off, retrieval_alignment=0.0, retrieval_backbone=0.0)
+    if task.kind == "retrieval":
+        return replace(losses, captioning=off)
+    return losses
