@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from pipelines.config import RunConfig
+from pipelines.engine.scaling_model import GPUS
 from pipelines.errors import ExitCode, PipelineError
 from pipelines.families import with_classes_of_data
 from pipelines.overrides import override, to_json
@@ -88,12 +89,25 @@ def add_change_options(parser: argparse.ArgumentParser, which: argparse._Argumen
     start.add_argument(
         "--smoke", action="store_true", help=f"{_SMOKE_STEPS} steps with everything switched on"
     )
+    _add_show_options(parser)
+
+
+def _add_show_options(parser: argparse.ArgumentParser) -> None:
     show = parser.add_argument_group("show and leave")
     show.add_argument("--print-config", action="store_true", help="every value, as JSON")
     show.add_argument(
         "--dry-run",
         action="store_true",
         help="build everything, print shapes, parameters, memory and batches; train nothing",
+    )
+    show.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="in a dry run: predict time and memory of a step on N GPUs, and on 1 to 256",
+    )
+    show.add_argument(
+        "--gpu", choices=GPUS, default="a100", help="of which kind; default: %(default)s"
     )
 
 

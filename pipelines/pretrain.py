@@ -23,7 +23,7 @@ from pipelines.cli import (  # noqa: E402
 )
 from pipelines.config import RunConfig  # noqa: E402
 from pipelines.engine.distributed import Group, read_place  # noqa: E402
-from pipelines.engine.dry_run import dry_run  # noqa: E402
+from pipelines.engine.dry_run import Elsewhere, dry_run  # noqa: E402
 from pipelines.engine.loop import DrawPanels  # noqa: E402
 from pipelines.engine.machine import choose_device  # noqa: E402
 from pipelines.engine.session import Request, run  # noqa: E402
@@ -48,7 +48,8 @@ def _pretrain(options: argparse.Namespace) -> ExitCode:
     place = read_place(os.environ)
     device = choose_device(config.parallel, place)
     if options.dry_run:
-        dry_run(config, place=place, device=device)
+        elsewhere = Elsewhere(num_gpus=options.gpus, gpu=options.gpu) if options.gpus else None
+        dry_run(config, place=place, device=device, elsewhere=elsewhere)
         return ExitCode.FINISHED
     if place.is_main:
         show_config(config)

@@ -1,6 +1,6 @@
 """What a run would be: shapes, parameters, memory and batches, without a step of training."""
 
-import math
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,7 +15,10 @@ from pipelines.engine.distributed import ProcessPlace
 from pipelines.engine.generators import seed_generators
 from pipelines.engine.machine import to_device
 from pipelines.engine.optim import ParameterGroup, group_table, parameter_groups
+from pipelines.engine.scaling_model import GPUS, Work, state_bytes
+from pipelines.engine.scaling_table import count_table, growth_table, stage_table
 from pipelines.engine.session import build_losses
+from pipelines.engine.workload import forward_flops
 from pipelines.errors import DataError
 from pipelines.families import TrainedModel
 from xdecoder.batch import Batch, SegmentationBatch
@@ -23,15 +26,31 @@ from xdecoder.losses.draws import Draws
 from xdecoder.tasks import MultiTask
 
 _MIB = 2**20
-_FLOAT_BYTES = 4
-# bytes of a float32 parameter: itself, its gradient, two moments, and its average
-_NUM_COPIES = {"weights": 1, "gradients": 1, "moments": 2, "average": 1}
 
 
-def dry_run(config: RunConfig, *, place: ProcessPlace, device: torch.device) -> None:
-    """Print what a run would be; rank 0 only."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """Other machines that a run is imagined on: `num_gpus` of a kind in `GPUS`."""
+
+    num_gpus: int
+    gpu: str = "a100"
+
+
+def dry_run(
+    config: RunConfig,
+    *,
+    place: ProcessPlace,
+    device: torch.device,
+    elsewhere: Elsewhere | None = None,
+) -> None:
+    """Print what a run would be; rank 0 only.
+
+    elsewhere: also predict time and memory of a step there, and show the share of one of its GPUs.
+    """
     if not place.is_main:
         return
+    if elsewhere is not None:
+        place = dataclasses.replace(place, world_size=elsewhere.num_gpus)
     console = Console(width=max(100, Console().width))
     seed_generators(config.seed, rank=0)
     losses = build_losses(config, device)
@@ -49,6 +68,43 @@ def dry_run(config: RunConfig, *, place: ProcessPlace, device: torch.device) -> 
         console.print(shape_table(losses.model, batches))
         activations = activation_bytes(losses, batches, config.seed)
     console.print(memory_table(config, groups, activations, place.world_size))
+    if elsewhere is not None and batches:
+        flops = forward_flops(losses, batches, config.seed)
+        work = work_of(config, groups, flops, activations, place.world_size)
+        for table in prediction_tables(config, work, elsewhere):
+            console.print(table)
+        console.print("assumptions and how far they were checked: docs/scaling.md")
+
+
+def prediction_tables(config: RunConfig, work: Work, elsewhere: Elsewhere) -> tuple[Table, ...]:
+    """The step by ZeRO stage there, divided among other numbers of GPUs, and grown with them."""
+    machine, num_ranks, steps = GPUS[elsewhere.gpu], elsewhere.num_gpus, config.steps
+    stage = _stage_of(config)
+    return (
+        stage_table(work, machine, num_ranks=num_ranks, num_steps=steps),
+        count_table(work, machine, zero_stage=stage, num_steps=steps),
+        growth_table(work, machine, num_ranks=num_ranks, zero_stage=stage, num_steps=steps),
+    )
+
+
+def work_of(
+    config: RunConfig,
+    groups: Sequence[ParameterGroup],
+    flops: int,
+    activations: int,
+    world_size: int,
+) -> Work:
+    """The work of a whole step, from that of one rank's share of one micro-batch."""
+    data, accumulation = config.data, config.parallel.accumulation
+    return Work(
+        num_values=_num_trained(groups),
+        forward_flops=flops * world_size * accumulation,
+        activation_bytes=activations * world_size,
+        batch_sizes=(data.segmentation.batch_size, data.image_text.batch_size),
+        accumulation=accumulation,
+        is_averaged=config.optimizer.ema_decay > 0,
+        is_recomputed=config.parallel.checkpoint_activations,
+    )
 
 
 def batch_table(config: RunConfig, world_size: int) -> Table:
@@ -99,19 +155,18 @@ def memory_table(
     config: RunConfig, groups: Sequence[ParameterGroup], activations: int, world_size: int
 ) -> Table:
     """An estimate of memory per rank, by part; kernels' scratch space is not in it."""
-    values = sum(group.num_values for group in groups)
-    shards = world_size if config.parallel.backend == "deepspeed" else 1
-    is_averaged = config.optimizer.ema_decay > 0
+    state = state_bytes(
+        _num_trained(groups),
+        num_ranks=world_size,
+        zero_stage=_stage_of(config),
+        is_averaged=config.optimizer.ema_decay > 0,
+    )
     table = Table(title="memory per rank, estimated")
     table.add_column("part")
     table.add_column("MiB", justify="right")
-    total = activations
-    for part, copies in _NUM_COPIES.items():
-        size = values * copies * _FLOAT_BYTES
-        size = math.ceil(size / shards) if part == "moments" else size
-        size = size if is_averaged or part != "average" else 0
-        total += size
+    for part, size in state.items():
         table.add_row(part, f"{size / _MIB:,.1f}")
+    total = activations + sum(state.values())
     table.add_row("activations kept for backward", f"{activations / _MIB:,.1f}")
     table.add_row("together", f"{total / _MIB:,.1f}")
     return table
@@ -138,6 +193,15 @@ def _counting(ignored: set[int]) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield kept
+
+
+def _num_trained(groups: Sequence[ParameterGroup]) -> int:
+    return sum(group.num_values for group in groups)
+
+
+def _stage_of(config: RunConfig) -> int:
+    parallel = config.parallel
+    return parallel.zero_stage if parallel.backend == "deepspeed" else 0
 
 
 def _first_batches(config: RunConfig, place: ProcessPlace) -> tuple[Batch, ...]:

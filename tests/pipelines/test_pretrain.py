@@ -38,6 +38,7 @@ def test_the_list_of_options_is_frozen(capsys: pytest.CaptureFixture[str]) -> No
     assert words == {
         *("--help", "--recipe", "--set", "--shards", "--output-dir", "--run-name", "--seed"),
         *("--resume", "--init-from", "--smoke", "--print-config", "--dry-run"),
+        *("--gpus", "--gpu"),
     }
 
 

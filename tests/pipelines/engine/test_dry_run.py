@@ -3,7 +3,14 @@ import torch
 from torch import nn
 
 from pipelines.engine.distributed import ProcessPlace
-from pipelines.engine.dry_run import _counting, dry_run, memory_table
+from pipelines.engine.dry_run import (
+    Elsewhere,
+    _counting,
+    dry_run,
+    memory_table,
+    prediction_tables,
+    work_of,
+)
 from pipelines.engine.optim import parameter_groups
 from pipelines.overrides import override
 from pipelines.recipes import RECIPES
@@ -48,6 +55,23 @@ def test_dry_run_without_data_still_shows_parameters_and_batches(
     text = capsys.readouterr().out
     for words in ("backbone, decayed", "24 (3 x 8)", "no data, so no shapes", "moments"):
         assert words in text
+
+
+def test_other_machines_get_a_share_of_the_step_and_their_own_tables() -> None:
+    config = override(
+        RECIPES["scenes"](), ["parallel.accumulation=2", "parallel.backend=deepspeed"]
+    )
+    model = nn.Linear(1024, 1024, bias=False)
+    groups = parameter_groups(model, config.optimizer)
+    # of one of four ranks, in one of two micro-batches
+    work = work_of(config, groups, flops=1000, activations=50, world_size=4)
+    assert (work.forward_flops, work.activation_bytes, work.num_images) == (8000, 200, 2 * (8 + 16))
+    assert work.num_values == 2**20
+    stages, counts, growth = prediction_tables(config, work, Elsewhere(num_gpus=4, gpu="h100"))
+    assert "4 x H100" in str(stages.title)
+    assert list(counts.columns[0].cells) == ["1", "2", "4", "8"]
+    assert len(growth.rows) == 9
+    assert "stage 1" in str(growth.title)
 
 
 def test_other_ranks_stay_silent(capsys: pytest.CaptureFixture[str]) -> None:
