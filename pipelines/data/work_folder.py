@@ -12,6 +12,7 @@ same shard write the same bytes.
 import json
 import os
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -81,17 +82,19 @@ class WorkFolder:
 
     def finished(self, name: str, *, with_checksum: bool) -> PackedShard | None:
         """A shard that is there whole; None where it must be packed."""
-        about, path = self.parts / f"{name}.json", self.shards / name
-        if not about.exists() or not path.exists():
-            return None
-        document = json.loads(about.read_text(encoding="utf-8"))
-        info = ShardInfo(**document["info"])
-        is_whole = path.stat().st_size == info.num_bytes
-        if not is_whole or (with_checksum and file_sha256(path) != info.sha256):
+        path = self.shards / name
+        try:
+            document = json.loads((self.parts / f"{name}.json").read_text(encoding="utf-8"))
+            info = ShardInfo(**document["info"])
+            is_whole = path.stat().st_size == info.num_bytes
+            if not is_whole or (with_checksum and file_sha256(path) != info.sha256):
+                return None
+            rows = np.load(self.parts / f"{name}.npy", allow_pickle=False)
+        except FileNotFoundError:
             return None
         return PackedShard(
             info=info,
-            rows=np.load(self.parts / f"{name}.npy", allow_pickle=False),
+            rows=rows,
             histogram=Counter({int(k): v for k, v in document["histogram"].items()}),
             counts=Counter(document["counts"]),
             removed=tuple(RemovedSample(**sample) for sample in document["removed"]),
@@ -116,17 +119,21 @@ class WorkFolder:
             shutil.rmtree(self.root, ignore_errors=True)
 
     def finish(self, manifest: Manifest, indices: dict[str, ndarray]) -> None:
-        """Write indices and manifest, and give the folder its name.
+        """Write indices and manifest, and give the folder its name; several jobs may do so at once.
 
         Raises:
             DataError: `out` was filled by somebody else in the meantime.
         """
+        own = self.root / f"finish-{_process_name()}"
         try:
-            for leftover in self.shards.glob(".*"):
-                leftover.unlink()
+            own.mkdir(exist_ok=True)
             for name, rows in indices.items():
-                np.save(self.shards / name, rows)
-            write_manifest(self.shards, manifest)
+                np.save(own / name, rows)
+            write_manifest(own, manifest)
+            for path in own.iterdir():
+                path.replace(self.shards / path.name)
+            for leftover in self.shards.glob(".*"):
+                leftover.unlink(missing_ok=True)
             # rename replaces an empty folder and nothing else
             self.shards.rename(self.out)
         except OSError as error:
@@ -138,7 +145,7 @@ class WorkFolder:
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Makes a file that is complete as soon as it has its name."""
-    hidden = path.parent / f".{path.name}.{os.getpid()}"
+    hidden = path.parent / f".{path.name}.{_process_name()}"
     try:
         with hidden.open("wb") as file:
             write(file)
@@ -148,3 +155,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         hidden.unlink(missing_ok=True)
         raise
+
+
+def _process_name() -> str:
+    # nodes share the folder, and their processes may have the same number
+    return f"{socket.gethostname()}-{os.getpid()}"

@@ -14,7 +14,7 @@ import pytest
 from pipelines.data import packing
 from pipelines.data.coco import CocoFolder
 from pipelines.data.packing import PackRequest, pack
-from pipelines.data.work_folder import write_whole
+from pipelines.data.work_folder import WorkFolder, write_whole
 from pipelines.errors import DataError
 from pipelines.prepare import main
 
@@ -136,6 +136,40 @@ def test_there_are_shards_for_every_part(scenes_root: Path, tmp_path: Path) -> N
     manifest = pack(request, tmp_path / "out")
     assert manifest is not None
     assert [s.num_samples for s in manifest.splits["train"].shards] == [4, 3, 3, 3]
+
+
+def test_jobs_that_finish_at_once_agree(
+    scenes_root: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    finish = WorkFolder.finish
+
+    def both_finish(work: WorkFolder, manifest, indices) -> None:
+        finish(WorkFolder(out), manifest, indices)
+        finish(work, manifest, indices)
+
+    monkeypatch.setattr(WorkFolder, "finish", both_finish)
+    assert pack(_request(scenes_root), out) is not None
+    assert _files(out) == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_another_filled_meanwhile_is_not_overwritten(
+    scenes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    finish = WorkFolder.finish
+
+    def filled_first(work: WorkFolder, manifest, indices) -> None:
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+        finish(work, manifest, indices)
+
+    monkeypatch.setattr(WorkFolder, "finish", filled_first)
+    with pytest.raises(DataError, match=r"out: could not be written"):
+        pack(_request(scenes_root), out)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert len(list((tmp_path / "out.partial/parts").glob("*.json"))) > 3
 
 
 def test_an_error_in_one_part_keeps_the_others(own_root: Path, tmp_path: Path) -> None:
