@@ -15,7 +15,9 @@ from xdecoder.tasks.config import LossConfig
 class OptimizerConfig:
     """AdamW.
 
-    backbone_multiplier, text_multiplier: on the learning rate of that part.
+    backbone_multiplier, text_multiplier: on the learning rate of that part. layer_decay: a stage of
+    the trunk has this times the learning rate of the stage after it. frozen: parts that stay as
+    they are.
     clip_norm: the norm of all gradients together is scaled down to this.
     ema_decay: of the average of weights that is evaluated; 0 = no average.
     """
@@ -23,6 +25,8 @@ class OptimizerConfig:
     learning_rate: float = 1e-4
     backbone_multiplier: float = 0.1
     text_multiplier: float = 0.1
+    layer_decay: float = 1.0
+    frozen: tuple[Literal["backbone", "text", "pixel_decoder", "decoder"], ...] = ()
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
@@ -33,6 +37,10 @@ class OptimizerConfig:
         if self.learning_rate <= 0:
             raise ConfigError(
                 f"optimizer.learning_rate must be positive; got {self.learning_rate}."
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(
+                f"optimizer.layer_decay must be in (0, 1]; got {self.layer_decay}. Typical: 0.8."
             )
         if self.clip_norm <= 0:
             raise ConfigError(

@@ -1,10 +1,12 @@
 """AdamW, the groups that parameters fall into, and the table that shows them.
 
-A group is (part, decayed). The part - backbone, text, rest - decides the learning rate; decay is
-for the weight matrices of linear, convolution and attention layers alone. Norms, biases and
-tables (embeddings, queries, scales) are not pulled towards zero.
+A group is (part, stage, decayed). The part - backbone, text, rest - and, with layer decay, the
+stage of the trunk decide the learning rate; decay is for the weight matrices of linear,
+convolution and attention layers alone. Norms, biases and tables (embeddings, queries, scales) are
+not pulled towards zero.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 STEP = "step"
 # one float32 sum over four million values was off by 2e-4 on a CPU; a norm of norms is not
 _NORM_PIECE = 2**14
+_NUMBER = re.compile(r"(?:\w+_|res)?(\d+)")
 _PARTS = {"backbone": ("backbone",), "text": ("text", "text_encoder")}
 
 
@@ -52,27 +55,51 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> tuple[Paramet
         "text": config.text_multiplier,
         "rest": 1.0,
     }
-    members: dict[tuple[str, bool], list[tuple[str, nn.Parameter]]] = {}
+    members: dict[tuple[str, int, bool], list[tuple[str, nn.Parameter]]] = {}
     matrices = _matrix_names(model)
+    has_stages = config.layer_decay < 1
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (_part_of(name), name in matrices)
-            members.setdefault(key, []).append((name, parameter))
+            part = _part_of(name)
+            stage = _stage_of(name) if has_stages and part == "backbone" else -1
+            members.setdefault((part, stage, name in matrices), []).append((name, parameter))
     if not members:
         raise ConfigError(
             "optimizer: at least one parameter must be trainable; all of them are frozen. "
             "Unfreeze a part of the model."
         )
+    last_stage = max(stage for _, stage, _ in members)
     return tuple(
         ParameterGroup(
-            name=f"{part}, {'decayed' if is_decayed else 'not decayed'}",
-            learning_rate=config.learning_rate * multipliers[part],
+            name=f"{part}{'' if stage < 0 else f' {stage}'}, "
+            f"{'decayed' if is_decayed else 'not decayed'}",
+            learning_rate=config.learning_rate
+            * multipliers[part]
+            * config.layer_decay ** (last_stage - stage if stage >= 0 else 0),
             weight_decay=config.weight_decay if is_decayed else 0.0,
             names=tuple(name for name, _ in named),
             parameters=tuple(parameter for _, parameter in named),
         )
-        for (part, is_decayed), named in sorted(members.items())
+        for (part, stage, is_decayed), named in sorted(members.items())
     )
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Take the parameters of parts of a model out of training.
+
+    Raises:
+        ConfigError: the model has no such part.
+    """
+    for part in parts:
+        prefixes = _PARTS.get(part, (part,))
+        found = [each for name, each in model.named_parameters() if _first(name) in prefixes]
+        if not found:
+            raise ConfigError(
+                f"optimizer.frozen: {part!r} must be a part of the model; it has "
+                f"{', '.join(dict.fromkeys(_first(name) for name, _ in model.named_parameters()))}."
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
 
 
 def build_optimizer(
@@ -202,8 +229,21 @@ def _norm(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def _part_of(name: str) -> str:
-    first = name.split(".", 1)[0]
+    first = _first(name)
     return next((part for part, prefixes in _PARTS.items() if first in prefixes), "rest")
+
+
+def _first(name: str) -> str:
+    return name.split(".", 1)[0]
+
+
+def _stage_of(name: str) -> int:
+    """The stage of a trunk's parameter: the first number among `stages.2`, `layers_2`, `res2`."""
+    for piece in name.split("."):
+        found = _NUMBER.fullmatch(piece)
+        if found:
+            return int(found.group(1))
+    return 0
 
 
 def _matrix_names(model: nn.Module) -> set[str]:

@@ -25,7 +25,7 @@ from pipelines.engine.leaving import prepare_leaving
 from pipelines.engine.loop import DrawPanels, Stream, Surroundings, train
 from pipelines.engine.loss_scale import build_loss_scale
 from pipelines.engine.machine import describe, prepare_process
-from pipelines.engine.optim import ParameterGroup, group_table, parameter_groups
+from pipelines.engine.optim import ParameterGroup, freeze, group_table, parameter_groups
 from pipelines.engine.run_folder import prepare_folder
 from pipelines.engine.signals import StopFlag
 from pipelines.engine.state import TrainState
@@ -46,6 +46,7 @@ def build_losses(config: RunConfig, device: torch.device) -> MultiTask:
     model = build_model_of(config.model)
     if config.init_from:
         load_initial_weights(model, Path(config.init_from))
+    freeze(model, config.optimizer.frozen)
     return MultiTask(model, build_tasks_of(config)).to(device).train()
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from io import StringIO
 from types import ModuleType
 
@@ -10,6 +11,7 @@ from pipelines.config import OptimizerConfig
 from pipelines.engine.optim import (
     FlatGradients,
     build_optimizer,
+    freeze,
     group_table,
     parameter_groups,
     set_learning_rates,
@@ -51,6 +53,37 @@ def test_frozen_parameters_are_in_no_group(tiny: ModuleType) -> None:
     model.backbone.requires_grad_(False)
     names = {name for group in parameter_groups(model, CONFIG) for name in group.names}
     assert not any(name.startswith("backbone") for name in names)
+
+
+def test_earlier_stages_of_the_trunk_learn_more_slowly() -> None:
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.stem = nn.Linear(2, 3)
+    model.backbone.stages = nn.ModuleList(nn.Linear(2, 3) for _ in range(3))
+    model.head = nn.Linear(3, 4)
+    config = replace(CONFIG, layer_decay=0.5)
+    groups = parameter_groups(model, config)
+    rates = {name: g.learning_rate for g in groups for name in g.names}
+    assert rates["backbone.stages.2.weight"] == 0.5
+    assert rates["backbone.stages.1.weight"] == 0.25
+    assert rates["backbone.stages.0.weight"] == rates["backbone.stem.weight"] == 0.125
+    assert rates["head.weight"] == 1.0
+    whole = parameter_groups(model, CONFIG)
+    assert {g.learning_rate for g in whole} == {0.5, 1.0}
+
+
+def test_frozen_parts_are_named_and_must_exist(tiny: ModuleType) -> None:
+    model = tiny.TinyModel()
+    freeze(model, ("text",))
+    frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
+    assert frozen == {"text_encoder.weight"}
+    with pytest.raises(ConfigError, match=r"'decoder' must be a part of the model; it has back"):
+        freeze(model, ("decoder",))
+
+
+def test_a_layer_decay_above_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layer_decay must be in \(0, 1\]; got 1.5"):
+        OptimizerConfig(layer_decay=1.5)
 
 
 def test_nothing_to_train_is_refused() -> None:
