@@ -39,7 +39,7 @@ from pipelines.cli import (  # noqa: E402
 from pipelines.config import RunConfig  # noqa: E402
 from pipelines.engine.checkpoint import find_checkpoint  # noqa: E402
 from pipelines.engine.distributed import Group, read_place  # noqa: E402
-from pipelines.engine.dry_run import dry_run  # noqa: E402
+from pipelines.engine.dry_run import Elsewhere, dry_run  # noqa: E402
 from pipelines.engine.machine import choose_device  # noqa: E402
 from pipelines.engine.session import Request, run  # noqa: E402
 from pipelines.errors import ExitCode  # noqa: E402
@@ -116,7 +116,8 @@ def _finetune(options: argparse.Namespace) -> ExitCode | int:
     config = override(finetuning(task, start, shards=shards), assignments)
     config = smoke(config) if options.smoke else config
     if options.dry_run:
-        dry_run(config, place=place, device=device)
+        elsewhere = Elsewhere.asked(options.gpus, options.gpu)
+        dry_run(config, place=place, device=device, elsewhere=elsewhere)
         return ExitCode.FINISHED
     if place.is_main:
         show_config(config)
@@ -219,4 +220,6 @@ def _task_lines() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    _STOP.ignore()
+    sys.exit(code)

@@ -48,7 +48,7 @@ def _pretrain(options: argparse.Namespace) -> ExitCode:
     place = read_place(os.environ)
     device = choose_device(config.parallel, place)
     if options.dry_run:
-        elsewhere = Elsewhere(num_gpus=options.gpus, gpu=options.gpu) if options.gpus else None
+        elsewhere = Elsewhere.asked(options.gpus, options.gpu)
         dry_run(config, place=place, device=device, elsewhere=elsewhere)
         return ExitCode.FINISHED
     if place.is_main:

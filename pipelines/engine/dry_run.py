@@ -19,7 +19,7 @@ from pipelines.engine.scaling_model import GPUS, Work, state_bytes
 from pipelines.engine.scaling_table import count_table, growth_table, stage_table
 from pipelines.engine.session import build_losses
 from pipelines.engine.workload import forward_flops
-from pipelines.errors import DataError
+from pipelines.errors import ConfigError, DataError
 from pipelines.families import TrainedModel
 from xdecoder.batch import Batch, SegmentationBatch
 from xdecoder.losses.draws import Draws
@@ -34,6 +34,15 @@ class Elsewhere:
 
     num_gpus: int
     gpu: str = "a100"
+
+    def __post_init__(self) -> None:
+        if self.num_gpus < 1:
+            raise ConfigError(f"--gpus must be at least 1; got {self.num_gpus}.")
+
+    @classmethod
+    def asked(cls, num_gpus: int | None, gpu: str) -> "Elsewhere | None":
+        """What the options `--gpus` and `--gpu` ask for; nothing without the first."""
+        return None if num_gpus is None else cls(num_gpus=num_gpus, gpu=gpu)
 
 
 def dry_run(

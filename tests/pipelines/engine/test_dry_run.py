@@ -12,6 +12,7 @@ from pipelines.engine.dry_run import (
     work_of,
 )
 from pipelines.engine.optim import parameter_groups
+from pipelines.errors import ConfigError
 from pipelines.overrides import override
 from pipelines.recipes import RECIPES
 
@@ -72,6 +73,13 @@ def test_other_machines_get_a_share_of_the_step_and_their_own_tables() -> None:
     assert list(counts.columns[0].cells) == ["1", "2", "4", "8"]
     assert len(growth.rows) == 9
     assert "stage 1" in str(growth.title)
+
+
+def test_other_machines_are_asked_for_by_number() -> None:
+    assert Elsewhere.asked(None, "a100") is None
+    assert Elsewhere.asked(3, "v100") == Elsewhere(num_gpus=3, gpu="v100")
+    with pytest.raises(ConfigError, match="--gpus must be at least 1; got 0"):
+        Elsewhere.asked(0, "a100")
 
 
 def test_other_ranks_stay_silent(capsys: pytest.CaptureFixture[str]) -> None:
