@@ -19,10 +19,11 @@ valid size on each axis, which is all that is kept and copied.
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -36,6 +37,7 @@ ColourMatrix = tuple[tuple[float, float, float, float], ...]
 _MIRRORED_WORDS = {"left": "right", "right": "left", "leftmost": "rightmost"}
 _MIRRORED_WORDS |= {"rightmost": "leftmost", "lefthand": "righthand", "righthand": "lefthand"}
 _SIDE = re.compile(r"\b(" + "|".join(_MIRRORED_WORDS) + r")\b", re.IGNORECASE)
+_Places = TypeVar("_Places", ndarray, Tensor)
 # sizes at which libjpeg can decode, by denominator, the smallest first
 _DENOMINATORS = (8, 4, 2)
 
@@ -185,7 +187,7 @@ def _recoloured(image: Float[Tensor, "3 h w"], colour: ColourMatrix) -> Float[Te
     return torch.stack(rows).clamp_(0, 255)  # [3, h, w]
 
 
-def _nearest(window: int, valid: int, places: Int[ndarray, " v"] | Tensor) -> ndarray | Tensor:
+def _nearest(window: int, valid: int, places: _Places) -> _Places:
     """Where the centers of `valid` pixels fall among `window` pixels, in whole numbers."""
     return (2 * places + 1) * window // (2 * valid)
 

@@ -116,14 +116,17 @@ class ShardCache:
     def _reserve(self, partial: Path, num_bytes: int) -> None:
         """Make room for a file and take it, before any of its bytes are there."""
         partial.unlink(missing_ok=True)
-        while True:
-            with self._lock("room"):
-                if self._remove_oldest(num_bytes):
-                    with partial.open("wb") as file:
-                        file.truncate(num_bytes)
-                    return
-            # others are fetching what fills the folder; complete files can be removed
+        # others may be fetching what fills the folder; complete files can be removed
+        while not self._has_taken(partial, num_bytes):
             time.sleep(_WAIT_FOR_ROOM)
+
+    def _has_taken(self, partial: Path, num_bytes: int) -> bool:
+        with self._lock("room"):
+            if not self._remove_oldest(num_bytes):
+                return False
+            with partial.open("wb") as file:
+                file.truncate(num_bytes)
+            return True
 
     def _remove_oldest(self, num_bytes: int) -> bool:
         """Whether so many bytes are free, after removing complete files as far as needed."""

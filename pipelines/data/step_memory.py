@@ -113,4 +113,4 @@ class SlabRing:
 def _shared(num_bytes: int) -> UInt8[Tensor, " n"]:
     # takes pages only where something is written, unlike `share_memory_`, which copies
     storage = torch.UntypedStorage._new_shared(num_bytes, device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+    return torch.empty(0, dtype=torch.uint8).set_(storage)

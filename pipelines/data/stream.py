@@ -88,7 +88,7 @@ class StepBuilder(Dataset[BuiltStep | DataError]):
         self.mixtures = mixtures
         self.seed = seed
         self.ring = ring
-        self._own = None if ring else torch.empty(num_bytes, dtype=torch.uint8)
+        self._own = torch.empty(0 if ring else num_bytes, dtype=torch.uint8)
 
     def memory(self, slab: int) -> torch.Tensor:
         """The memory of a built step."""
@@ -98,7 +98,8 @@ class StepBuilder(Dataset[BuiltStep | DataError]):
         """The step, or the error that ends the stream: raised in a worker it would be garbled."""
         worker = get_worker_info()
         slab = self.ring.take(worker.id) if self.ring and worker else 0
-        memory, damage = StepMemory(self.memory(slab)), []
+        memory = StepMemory(self.memory(slab))
+        damage: list[Damage] = []
         try:
             samples = {
                 task: tuple(self._sample(task, draw, memory, damage) for draw in draws)
