@@ -31,10 +31,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipelines.data.evaluation_sets import EVALUATION_SETS
-from pipelines.data.preparation import PrepareRequest, prepare
-from pipelines.data.protection import removed_counts
-from pipelines.data.sources import SOURCES, Request, Source
+from pipelines.data.sources import EVALUATION_SETS, SOURCES, Request, Source
 from pipelines.errors import DataError, ExitCode, PipelineError
 
 
@@ -175,6 +172,9 @@ def _add_protection(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_source(source: Source, options: argparse.Namespace) -> None:
+    from pipelines.data.preparation import PrepareRequest, prepare
+    from pipelines.data.protection import removed_counts
+
     taken = {name: getattr(options, name) for name in source.takes}
     wanted = PrepareRequest(
         source=source,

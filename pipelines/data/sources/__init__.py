@@ -13,6 +13,7 @@ from pipelines.data.sources import (
     visual_genome,
 )
 from pipelines.data.sources.base import NeededFile, Request, Source
+from pipelines.data.sources.evaluation import EVALUATION_SETS, EvaluationSet
 
 SOURCES: tuple[Source, ...] = (
     *coco.SOURCES,
@@ -27,7 +28,15 @@ SOURCES: tuple[Source, ...] = (
     *objects365.SOURCES,
 )
 
-__all__ = ["SOURCES", "NeededFile", "Request", "Source", "source_named"]
+__all__ = [
+    "EVALUATION_SETS",
+    "SOURCES",
+    "EvaluationSet",
+    "NeededFile",
+    "Request",
+    "Source",
+    "source_named",
+]
 
 
 def source_named(name: str) -> Source:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.config import DataConfig, ImageTextDataConfig, SegmentationDataConfig
-from pipelines.data.evaluation_sets import EVALUATION_SETS, read_protection
+from pipelines.data.evaluation_sets import read_protection
 from pipelines.data.preparation import PrepareRequest, prepare
 from pipelines.data.protection import (
     PAPER,
@@ -20,7 +20,7 @@ from pipelines.data.protection import (
     set_name,
 )
 from pipelines.data.shards import Manifest, read_index, read_manifest
-from pipelines.data.sources import Request, source_named
+from pipelines.data.sources import EVALUATION_SETS, Request, source_named
 from pipelines.data.stream import build_stream
 from pipelines.errors import ConfigError, DataError
 
