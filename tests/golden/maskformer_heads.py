@@ -14,6 +14,7 @@ from xdecoder.convert.mask_former import head_rules
 from xdecoder.convert.rules import convert
 from xdecoder.losses.criterion import label_weight
 from xdecoder.losses.draws import RecordedDraws
+from xdecoder.losses.mask import pad_masks
 from xdecoder.losses.points import PointSampling
 from xdecoder.mask_former.build import build_head
 from xdecoder.mask_former.config import MaskFormerConfig, MaskLossConfig, QueryDecoderConfig
@@ -33,25 +34,26 @@ def check(folder: Path) -> Iterator[Line]:
 
 
 def _check_head(folder: Path, *, is_masked: bool) -> Line:
-    line = Line(folder.name)
-    line.run_with_each_backend(lambda: _check_once(line, folder, is_masked))
-    return line
-
-
-def _check_once(line: Line, folder: Path, is_masked: bool) -> None:
     info = json.loads((folder / "info.json").read_text())
     recorded = load_file(folder / "io.safetensors")
     weights = load_file(folder / "weights.safetensors")
+    line = Line(folder.name)
+    line.run_with_each_backend(lambda: _compare(line, info, recorded, weights, is_masked))
+    return line
+
+
+def _compare(line, info, recorded, weights, is_masked):
     conversion = convert(weights, head_rules(is_masked=is_masked))
     maps = [recorded[f"in.res{stage}"] for stage in (2, 3, 4, 5)]
-    head = build_head(_config(info, is_masked), [map_.shape[1] for map_ in maps])
+    config = _config(info, weights, is_masked)
+    head = build_head(config, [map_.shape[1] for map_ in maps])
     head.load_state_dict(conversion.state)
     # padded images are four times the finest map
     canvas_hw = (4 * maps[0].shape[2], 4 * maps[0].shape[3])
     output = head(maps, canvas_hw)
     _compare_outputs(line, head, output, maps, recorded)
     losses = _losses(output, recorded, info, is_masked)
-    _compare_losses(line, losses, recorded, info)
+    _compare_losses(line, losses, recorded, info, len(maps[0]))
     total = sum(
         weight * getattr(losses, ours).sum()
         for ours, theirs in _TERMS.items()
@@ -67,7 +69,7 @@ def _check_once(line: Line, folder: Path, is_masked: bool) -> None:
         line.compare(f"grad {theirs}", actual, norm, atol=ATOL, rtol=RTOL)
 
 
-def _config(info, is_masked):
+def _config(info, weights, is_masked):
     sizes = info["hyper_parameters"]
     return MaskFormerConfig(
         num_classes=sizes["classes"],
@@ -86,6 +88,7 @@ def _config(info, is_masked):
             num_heads=sizes["heads"],
             ffn_dim=sizes["ffn"],
             num_queries=sizes["queries"],
+            has_input_projection=any(key.startswith("predictor.input_proj.") for key in weights),
         ),
     )
 
@@ -114,7 +117,8 @@ def _losses(output, recorded, info, is_masked):
     num_images = len(output.mask_features)
     segments = [
         SegmentTargets(
-            masks=recorded[f"gt{i}.masks"].bool(), class_ids=recorded[f"gt{i}.labels"].long()
+            masks=pad_masks(recorded[f"gt{i}.masks"].bool(), output.canvas_hw),
+            class_ids=recorded[f"gt{i}.labels"].long(),
         )
         for i in range(num_images)
     ]
@@ -138,11 +142,11 @@ def _losses(output, recorded, info, is_masked):
     return mask_losses(output, segments, draws, config, divide)
 
 
-def _compare_losses(line, losses, recorded, info):
+def _compare_losses(line, losses, recorded, info, num_images):
     num_layers = len(losses.matchings)
     for i, matching in enumerate(losses.matchings):
         name = "final" if i == num_layers - 1 else f"aux{i}"
-        for image in range(int(max(matching.image_index.tolist(), default=-1)) + 1):
+        for image in range(num_images):
             rows = (matching.image_index == image) & matching.is_matched[0]
             first = (matching.image_index < image).sum()
             targets = rows.nonzero().flatten() - first
