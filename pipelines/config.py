@@ -221,6 +221,31 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank additions instead of weights are trained; rank 0 = off. See `xdecoder/lora.py`.
+
+    alpha: products of the factors are multiplied by alpha / rank. targets: names of linear layers.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[str, ...] = (
+        "out_proj",
+        "linear1",
+        "linear2",
+        "value_proj",
+        "output_proj",
+        "qkv",
+    )
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0:
+            raise ConfigError(
+                f"lora.rank must be >= 0 and lora.alpha positive; got {self.rank}, {self.alpha}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run.
 
@@ -240,6 +265,7 @@ class RunConfig:
     losses: LossConfig | MaskLossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from xdecoder.build import build_model
 from xdecoder.config import ModelConfig
 from xdecoder.convert.rules import CheckpointError
+from xdecoder.lora import merged
 from xdecoder.mask_former.build import build_mask_former
 from xdecoder.mask_former.config import MaskFormerConfig
 from xdecoder.mask_former.model import MaskFormer
@@ -54,7 +55,7 @@ def load_pretrained(path: str | Path, *, ema: bool = True) -> Pretrained:
     weights = _read_weights(folder / WEIGHTS)
     if ema and (folder / AVERAGE).is_file():
         weights |= _read_weights(folder / AVERAGE)
-    _load(model, weights, folder)
+    _load(model, merged(weights), folder)
     model.prediction = prediction
     return model.eval()
 

@@ -32,6 +32,7 @@ from pipelines.errors import CheckpointError
 from pipelines.families import TrainedModel, build_model_of
 from pipelines.overrides import from_json, to_json
 from pipelines.prediction import prediction_of_run
+from xdecoder.lora import merged
 from xdecoder.pretrained import SETTINGS, settings_document
 
 _log = logging.getLogger(__name__)
@@ -197,10 +198,11 @@ def load_model(path: str | Path, *, ema: bool = True) -> tuple[TrainedModel, Run
 
 
 def load_weights(model: nn.Module, folder: Path, *, ema: bool = True) -> None:
-    """Copy the weights of a checkpoint folder into a model of the same shape."""
+    """Copy the weights of a checkpoint folder, additions merged, into a model of the same shape."""
     weights = read_tensors(folder / "model.safetensors")
     if ema:
         weights |= _ema_or_weights(folder, weights)
+    weights = merged(weights)
     check_fits(model, weights, where=folder)
     model.load_state_dict(weights)
 

@@ -36,6 +36,7 @@ from pipelines.initial_weights import load_initial_weights
 from pipelines.overrides import to_json
 from pipelines.tracking.base import Tracker
 from pipelines.tracking.jsonl import EventLog, JsonlTracker, count_starts
+from xdecoder.lora import add_lora
 from xdecoder.tasks import MultiTask
 
 _log = logging.getLogger(__name__)
@@ -47,6 +48,9 @@ def build_losses(config: RunConfig, device: torch.device) -> MultiTask:
     if config.init_from:
         load_initial_weights(model, Path(config.init_from))
     freeze(model, config.optimizer.frozen)
+    if config.lora.rank:
+        lora = config.lora
+        add_lora(model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
     return MultiTask(model, build_tasks_of(config)).to(device).train()
 
 
