@@ -3,13 +3,13 @@
 A check may run several times, once per set of operators; the line has a column for each run.
 """
 
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
 from kernels._select import default_backend
-from kernels.errors import BackendUnavailable
 
 # columns: plain PyTorch, and the compiled operators
 BACKENDS = {"reference": "reference", "fused": "cpu"}
@@ -68,8 +68,10 @@ class Line:
             try:
                 with default_backend(backend):
                     check()
-            except BackendUnavailable as error:
-                self.complaints.append(str(error))
+            except Exception as error:
+                # a file that cannot be checked is one failure among lines, not the end of them
+                self.complaints.append(f"{type(error).__name__}: {error}")
+                traceback.print_exc()
 
     def compare(self, name, actual, expected, *, atol=1e-4, rtol=0.0):
         """Add a tensor or number; the allowed deviation is atol + rtol * |expected|."""

@@ -10,6 +10,10 @@ import xdecoder_training
 from safetensors.torch import load_file, save_file
 from xdecoder_recording import Case
 
+from xdecoder.build import build_model
+from xdecoder.config import released
+from xdecoder.convert.rules import convert
+from xdecoder.convert.xdecoder import FOCAL, model_rules
 from xdecoder.text.tokenizer import Tokenizer
 
 
@@ -78,6 +82,33 @@ def test_a_file_without_a_check_is_a_failure(folder, tmp_path):
     (line,) = xdecoder_check.check(tmp_path)
     assert line.text().startswith("FAIL sub_unheard")
     assert "NOT COVERED" in line.text()
+
+
+def test_a_check_that_breaks_is_a_failure_of_its_line(folder, tmp_path, capsys):
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    save_file({"in.v": torch.ones(2, 3)}, tmp_path / "sub_contrastive_losses.safetensors")
+    (line,) = xdecoder_check.check(tmp_path)
+    assert line.text().startswith("FAIL sub_contrastive_losses")
+    assert "KeyError: 'in.t'" in line.text()
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_optimizer_groups_are_those_of_the_official_trainer(shared_dir):
+    folder = shared_dir / "specs" / "statedicts"
+    recorded = json.loads((folder / "xdecoder_focalt_param_groups.json").read_text())
+    shapes = json.loads((folder / "xdecoder_focalt_statedict.json").read_text())
+    theirs = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    with torch.device("meta"):
+        model = build_model(released("focal_t"), has_initial_weights=False)
+    rates = xdecoder_training.official_rates(
+        model,
+        convert(theirs, model_rules(FOCAL)),
+        multipliers={"backbone": 0.1, "lang_encoder": 0.1},
+        decay=0.05,
+        norm_decay=0.0,
+        table_decay=0.0,
+    )
+    assert {key: list(value) for key, value in rates.items()} == recorded["params"]
 
 
 def test_tokenizer_is_the_official_one(folder):

@@ -233,7 +233,7 @@ def captioning(line: Line, case: Case, recorded: Recording) -> None:
     num_steps = recorded.fact("steps")
     images, sizes_hw = joined(recorded)
     features = model.encode_images(images, sizes_hw)
-    may_look = _may_look(recorded, features)
+    may_look = _may_look(recorded)
     stream = CaptionStream(model, features, max_tokens=num_steps, may_look=may_look)
     ids = recorded["in.start_token"][:, :1].expand(len(images), 1)
     for step in range(num_steps):
@@ -256,15 +256,10 @@ def captioning(line: Line, case: Case, recorded: Recording) -> None:
     recorded.compare(line, "out.tokens", tokens)
 
 
-def _may_look(recorded: Recording, features: ImageFeatures) -> Tensor | None:
+def _may_look(recorded: Recording) -> Tensor | None:
+    """Where captions may look, at the size of the recorded masks: levels take the nearest pixel."""
     hidden = recorded.numbered("in.captioning_mask_")
-    if not hidden:
-        return None
-    height, width = features.mask_features.shape[2:]
-    may_look = torch.zeros(len(hidden), 4 * height, 4 * width, dtype=torch.bool)
-    for row, mask in zip(may_look, hidden, strict=True):
-        row[: mask.shape[1], : mask.shape[2]] = mask[0] == 0
-    return may_look
+    return torch.cat(hidden) == 0 if hidden else None
 
 
 @torch.no_grad()

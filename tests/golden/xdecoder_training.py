@@ -1,5 +1,6 @@
 """Recorded training steps of the whole model: losses, assignments, gradients, optimizer."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
@@ -17,6 +18,7 @@ from xdecoder.batch import (
     SegmentTargets,
     Vocabulary,
 )
+from xdecoder.convert.rules import Conversion
 from xdecoder.heads import class_logits, unit
 from xdecoder.losses import matching
 from xdecoder.losses.draws import UniformSource
@@ -402,23 +404,46 @@ def steps(line: Line, case: Case, recorded: Recording) -> None:
 
 
 def _official_optimizer(case: Case, model: XDecoder, recorded: Recording) -> torch.optim.AdamW:
-    """AdamW with the learning rate and decay that the official trainer gives each parameter."""
-    solver = case.settings["SOLVER"]
-    theirs_of = {ours: theirs for theirs, ours, change in case.conversion.report if ours}
-    multipliers = recorded.fact("lr_multiplier")
+    rates = official_rates(
+        model,
+        case.conversion,
+        multipliers=recorded.fact("lr_multiplier"),
+        decay=recorded.fact("weight_decay"),
+        norm_decay=case.settings["SOLVER"]["WEIGHT_DECAY_NORM"],
+        table_decay=case.settings["SOLVER"]["WEIGHT_DECAY_EMBED"],
+    )
+    theirs_of = {ours: theirs for theirs, ours, _ in case.conversion.report}
     groups = []
+    for name, parameter in model.named_parameters():
+        multiplier, decay = rates[theirs_of[name]]
+        rate = multiplier * recorded.fact("base_lr")
+        groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
+    return torch.optim.AdamW(groups)
+
+
+def official_rates(
+    model: nn.Module,
+    conversion: Conversion,
+    *,
+    multipliers: dict[str, float],
+    decay: float,
+    norm_decay: float,
+    table_decay: float,
+) -> dict[str, tuple[float, float]]:
+    """The factor on the learning rate and the decay of each parameter, under their names."""
+    theirs_of = {ours: theirs for theirs, ours, _ in conversion.report}
+    rates = {}
     for prefix, module in model.named_modules():
-        decay = recorded.fact("weight_decay")
+        own = decay
         # the norms of the text encoder are a class of its own there, and decay
         is_norm = isinstance(module, nn.LayerNorm | nn.GroupNorm)
         if is_norm and not prefix.startswith("text_encoder."):
-            decay = solver["WEIGHT_DECAY_NORM"]
+            own = norm_decay
         if isinstance(module, nn.Embedding):
-            decay = solver["WEIGHT_DECAY_EMBED"]
-        for name, parameter in module.named_parameters(recurse=False):
+            own = table_decay
+        for name, _ in module.named_parameters(recurse=False):
             theirs = theirs_of[f"{prefix}.{name}" if prefix else name]
-            rate = recorded.fact("base_lr")
-            for part, factor in multipliers.items():
-                rate *= factor if part in theirs else 1.0
-            groups.append({"params": [parameter], "lr": rate, "weight_decay": decay})
-    return torch.optim.AdamW(groups)
+            # parts of the name as a whole: `backbone_proj` counts as backbone
+            factors = [factor for part, factor in multipliers.items() if part in theirs]
+            rates[theirs] = (math.prod(factors), own)
+    return rates
