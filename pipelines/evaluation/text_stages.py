@@ -77,6 +77,7 @@ class CaptionStage:
         values |= {"rouge_l": 100 * scores.rouge_l, "cider": 100 * scores.cider}
         if scores.meteor is not None:
             values["meteor"] = 100 * scores.meteor
+        counts["skipped_captioning"] = dict(scores.skipped)
         values["caption_token_accuracy"] = self._accuracy(is_shuffled=False)
         if self._with_controls:
             keys = list(self.hypotheses)
