@@ -117,7 +117,7 @@ class CocoFolder:
             records=_records(self.image_folder(split), self._png_folder(split), documents, refs),
             panoptic_categories=parse_categories(documents.get("panoptic")),
             instance_categories=parse_categories(documents.get("instances")),
-            annotation_files=(*paths.values(), *((refs_path,) if refs_path else ())),
+            annotation_files=(*paths.values(), *_refs_files(refs_path)),
         )
 
     def _png_folder(self, split: str) -> Path:
@@ -193,6 +193,11 @@ def flickr_identities(url: str) -> tuple[str, ...]:
     """The id of the photograph at one of Flickr's addresses, as an identity; none elsewhere."""
     match = _FLICKR_PHOTO.search(url)
     return (f"flickr:{int(match[1])}",) if match else ()
+
+
+def _refs_files(path: Path | None) -> tuple[Path, ...]:
+    files = () if path is None else (path, path.parent / "instances.json")
+    return tuple(file for file in files if file.exists())
 
 
 def _without_year(split: str) -> str:

@@ -31,7 +31,6 @@ from pipelines.errors import DataError
 _OBJECTS_PER_CLASS = 1000
 # bdd100k's flags: truncated 8, occluded 4, crowd 2, ignore 1
 _BDD_CROWD_FLAGS = 3
-_VOID_OBJECT = 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,6 @@ def _class_and_object(label_map: LabelMap) -> SegmentMap:
             f"{label_map.object_path}: must have the size of {label_map.path.name} "
             f"{list(classes.shape)}; got {list(objects.shape)}."
         )
-    objects[objects == _VOID_OBJECT] = 0
     segments = []
     for number in np.unique(objects).tolist():
         found = [v for v in np.unique(classes[objects == number]) if v in label_map.category_of]

@@ -6,7 +6,7 @@ ROOT is one of
     what it wrote with --output_format files                  00000/000000000.{jpg,txt}, ...
     the data set's own list, and images/ (or --images)        row n is images/%09d.jpg, or
                                                               images/%05d/%09d.jpg in tens of
-                                                              thousands, as img2dataset counts
+                                                              thousands
 
 Downloading is img2dataset's job. Pictures that were gone, or that do not open, are counted and left
 out. Records are made when they are packed, so that millions of them need little memory.
@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from pipelines.errors import DataError
 _CHUNK_BYTES = 64 << 20
 # of one folder or tar of img2dataset
 _PER_FOLDER = 10_000
+_TEXTS = "[0-9]*/*.txt"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -179,18 +180,20 @@ def _tar_table(number: int, path: Path) -> tuple[ndarray, list[str]]:
 
 
 def _read(lists: dict[str, TextList], request: Request) -> CocoSplit:
+    images = request.images or request.root / "images"
     tars = sorted(request.root.glob("[0-9]*.tar"))
+    # what img2dataset wrote beside a picture belongs to it, whatever the rows of a list are
+    texts = [] if tars else sorted((*request.root.glob(_TEXTS), *images.glob(_TEXTS)))
     listed = lists.get(request.split)
     records: Sequence[CocoRecord]
     if tars:
-        records, stamp = TarPairs(tars), _stamp(tars)
-    elif listed is not None and (request.root / listed.texts).exists():
-        texts, urls = (request.root / name for name in (listed.texts, listed.urls))
-        images = request.images or request.root / "images"
-        records, stamp = _listed(texts, urls, listed, images), _stamp([texts, urls])
+        records, stamp = TarPairs(tars), _stamp(f"{t.name} {t.stat().st_size}" for t in tars)
+    elif texts or listed is None:
+        records, stamp = FilePairs(texts), _stamp(text.name for text in texts)
     else:
-        paths = sorted(request.root.glob("[0-9]*/*.txt"))
-        records, stamp = FilePairs(paths), _stamp(paths)
+        files = [request.root / name for name in (listed.texts, listed.urls)]
+        records = _listed(files[0], files[1], listed, images)
+        stamp = _stamp(f"{file.name} {file.stat().st_size}" for file in files)
     return CocoSplit(name=request.split, records=records, is_complete=False, stamp=stamp)
 
 
@@ -198,6 +201,12 @@ def _listed(texts: Path, urls: Path, columns: TextList, images: Path) -> ListedP
     if not images.is_dir():
         raise DataError(f"{images}: must be the folder of the images of {texts.name}; not there.")
     lines, addresses = LineFile(texts), LineFile(urls)
+    if "://" not in addresses[0]:
+        raise DataError(
+            f"{urls}: the first line must be the first pair, with its address; got "
+            f"{addresses[0][:80]!r}. Take a header away, or the images would get their neighbours' "
+            "texts."
+        )
     if len(lines) != len(addresses):
         raise DataError(
             f"{urls}: must have a line for each of the {len(lines)} of {texts.name}; "
@@ -206,10 +215,9 @@ def _listed(texts: Path, urls: Path, columns: TextList, images: Path) -> ListedP
     return ListedPairs(lines, addresses, columns, images)
 
 
-def _stamp(paths: Sequence[Path]) -> str:
-    """Names and sizes: reading gigabytes twice would take as long as packing them."""
-    text = "\n".join(f"{path.name} {path.stat().st_size}" for path in paths)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+def _stamp(words: Iterable[str]) -> str:
+    """Of names and sizes: reading gigabytes twice would take as long as packing them."""
+    return hashlib.sha256("\n".join(words).encode("utf-8")).hexdigest()
 
 
 def _source(name: str, url: str, lists: dict[str, TextList], *, what: str, licence: str) -> Source:

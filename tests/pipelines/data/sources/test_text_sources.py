@@ -213,6 +213,21 @@ def test_a_list_none_of_whose_pictures_opens_is_an_error(layout, pack) -> None:
     assert len(pack("cc12m").samples) == 1
 
 
+def test_texts_beside_pictures_win_over_the_rows_of_a_list(layout, pack) -> None:
+    layout.text("cc12m.tsv", "url\tcaption", "http://a/b.jpg\tfirst text")
+    layout.picture("images/00000/000000000.jpg")
+    layout.text("images/00000/000000000.txt", "first text")
+    (sample,) = pack("cc12m").samples.values()
+    assert sample.document["captions"] == ["first text"]
+
+
+def test_a_header_is_refused_because_it_shifts_the_rows(layout, pack) -> None:
+    layout.text("cc12m.tsv", "url\tcaption", "http://a/b.jpg\tfirst text")
+    layout.picture("images/000000000.jpg")
+    with pytest.raises(DataError, match=r"first line must be the first pair.*got 'url\\tcaption'"):
+        pack("cc12m")
+
+
 def test_a_damaged_tar_is_named(layout, pack) -> None:
     layout.path("00000.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(DataError, match=r"00000\.tar: not a readable tar"):
