@@ -170,11 +170,12 @@ def _class_and_object(label_map: LabelMap) -> SegmentMap:
         )
     segments = []
     for number in np.unique(objects).tolist():
-        found = [v for v in np.unique(classes[objects == number]) if v in label_map.category_of]
-        if number == 0 or not found:
+        # borders may carry a neighbour's class
+        values, counts = np.unique(classes[objects == number], return_counts=True)
+        category_id = label_map.category_of.get(int(values[counts.argmax()]))
+        if number == 0 or category_id is None:
             objects[objects == number] = 0
             continue
-        category_id = label_map.category_of[int(found[0])]
         segments.append(LabelledSegment(id=number, category_id=category_id))
     return SegmentMap(ids=objects, segments=tuple(segments))
 

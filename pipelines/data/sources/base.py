@@ -157,12 +157,6 @@ def files_by_stem(folder: Path, pattern: str) -> dict[str, Path]:
 
 
 def listed_stems(path: Path) -> tuple[str, ...]:
-    """The first word of each line of a list of images.
-
-    Raises:
-        DataError: the list is missing.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: must be a list of image names; there is none.")
+    """The first word of each line of a list of images."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return tuple(line.split()[0] for line in lines if line.strip())

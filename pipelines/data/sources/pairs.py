@@ -110,6 +110,7 @@ class FilePairs(Sequence[CocoRecord]):
             image_path=next((image for image in images if image.exists()), images[0]),
             size_hw=UNKNOWN_SIZE_HW,
             captions=(path.read_text(encoding="utf-8").strip(),),
+            key=_key(path.stem),
             identities=_identities(about.read_bytes() if about.exists() else b""),
         )
 
@@ -176,7 +177,12 @@ def _tar_table(number: int, path: Path) -> tuple[ndarray, list[str]]:
         (number, *kinds["image"], *kinds[".txt"], *kinds.get(".json", (0, 0)))
         for kinds in whole.values()
     ]
-    return np.array(rows, np.int64).reshape(-1, 7), list(whole)
+    return np.array(rows, np.int64).reshape(-1, 7), [_key(stem) for stem in whole]
+
+
+def _key(stem: str) -> str:
+    # a dot would end the key where the shard is read
+    return stem.replace(".", "_")
 
 
 def _read(lists: dict[str, TextList], request: Request) -> CocoSplit:

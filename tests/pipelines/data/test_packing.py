@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import webdataset
 from PIL import Image
 
 from pipelines.data.coco import CocoFolder, decode_mask
-from pipelines.data.packing import pack_coco
+from pipelines.data.packing import PackRequest, pack, pack_coco
 from pipelines.data.shards import read_index, read_manifest
 from pipelines.errors import DataError
 
@@ -185,6 +186,16 @@ def test_splits_with_other_classes_need_another_folder(own_root: Path, tmp_path:
     _edit(own_root / "annotations/panoptic_val.json", lambda d: d["categories"].pop())
     with pytest.raises(DataError, match="must list the same categories; found 2 different lists"):
         pack_coco(own_root, tmp_path / "out", ["train", "val"])
+
+
+def test_keys_that_repeat_in_a_list_from_the_web_are_named(
+    scenes_root: Path, tmp_path: Path
+) -> None:
+    split = CocoFolder(scenes_root).split("train")
+    twice = replace(split, records=split.records * 2, is_complete=False)
+    request = PackRequest(splits={"train": twice}, source={"kind": "coco", "root": "root"})
+    with pytest.raises(DataError, match=r"sample keys must be unique; repeated: \[b'000000000001'"):
+        pack(request, tmp_path / "out")
 
 
 def test_a_folder_in_use_is_refused(scenes_root: Path, own_shards: Path) -> None:

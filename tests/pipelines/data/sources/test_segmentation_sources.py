@@ -103,6 +103,13 @@ def test_ade20k_instances_become_things_without_stuff(layout, pack) -> None:
     assert np.array_equal(sample.region(0), expected)
 
 
+def test_a_panoptic_list_of_another_kind_is_named(layout, pack) -> None:
+    _ade_json(layout, "panoptic")
+    layout.json("ade20k_panoptic_train.json", {"annotations": []})
+    with pytest.raises(DataError, match=r"ade20k_panoptic_train\.json: not a COCO panoptic file"):
+        pack("ade20k-150-panoptic")
+
+
 def test_ade20k_panoptic_pictures_are_kept(layout, pack) -> None:
     _ade_json(layout, "panoptic")
     packed = pack("ade20k-150-panoptic")
@@ -215,6 +222,8 @@ def test_voc_objects_are_things_and_its_ground_is_unlabelled(layout, pack) -> No
     layout.picture("JPEGImages/2007_000032.jpg")
     classes, objects = np.zeros(HW, np.uint8), np.zeros(HW, np.uint8)
     classes[2:9, 2:9], objects[2:9, 2:9] = 15, 1
+    # a border that carries another class
+    classes[2, 2:4] = 9
     classes[2:9, 12:20], objects[2:9, 12:20] = 15, 2
     classes[9, 2:9], objects[9, 2:9] = 255, 255
     layout.palette_labels("SegmentationClass/2007_000032.png", classes)

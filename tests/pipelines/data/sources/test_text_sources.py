@@ -185,11 +185,11 @@ def test_files_of_img2dataset_are_read(layout, pack) -> None:
     layout.picture("00000/000000007.jpg")
     layout.text("00000/000000007.txt", "seven")
     layout.json("00000/000000007.json", {"url": "https://live.staticflickr.com/1/88_ab_b.jpg"})
-    layout.picture("00000/000000008.webp")
-    layout.text("00000/000000008.txt", "eight")
+    layout.picture("00000/no.8.webp")
+    layout.text("00000/no.8.txt", "eight")
     samples = pack("pairs").samples
     texts = {key: sample.document["captions"] for key, sample in samples.items()}
-    assert texts == {"000000007": ["seven"], "000000008": ["eight"]}
+    assert texts == {"000000007": ["seven"], "no_8": ["eight"]}
     split = source_named("pairs").read(Request(root=layout.root, split="train"))
     assert [record.identities for record in split] == [("flickr:88",), ()]
 
