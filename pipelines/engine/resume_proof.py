@@ -265,10 +265,13 @@ def _recording(make_stream: MakeStream, folder: Path, rank: int) -> MakeStream:
     """The stream, with the keys of every step written down as it is handed out."""
 
     def make(*arguments: Any, **options: Any) -> Iterator[Any]:
+        # counted here: a stream that starts again would count its own steps from 1 again
+        first = (options.get("state") or {}).get("step", 0) + 1
         with (folder / f"samples.rank{rank}.jsonl").open("a", buffering=1) as file:
-            for batches, state in make_stream(*arguments, **options):
+            items = make_stream(*arguments, **options)
+            for step, (batches, state) in enumerate(items, first):
                 keys = {batch.task: list(batch.keys) for batch in batches}
-                file.write(json.dumps({"step": state["step"], "keys": keys}) + "\n")
+                file.write(json.dumps({"step": step, "keys": keys}) + "\n")
                 yield batches, state
 
     return make

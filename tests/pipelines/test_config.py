@@ -41,7 +41,18 @@ def test_recipe_says_how_to_run_it_and_what_to_expect(name: str) -> None:
         (lambda: ScheduleConfig(milestones=(90.0,)), "Divide steps by the length of the run"),
         (lambda: ParallelConfig(accumulation=0), "parallel.accumulation must be >= 1; got 0"),
         (lambda: ParallelConfig(num_threads=-1), "parallel.num_threads must be >= 0; got -1"),
+        (lambda: ParallelConfig(keep_whole_below=-1), "keep_whole_below must be >= 0; got -1"),
+        (lambda: ParallelConfig(initial_loss_scale=0.5), "must be >= 1; got 0.5 and 2000"),
+        (lambda: ParallelConfig(offload="optimizer"), "zero_stage >= 1; got torch and 1"),
+        (
+            lambda: ParallelConfig(backend="deepspeed", zero_stage=2, offload="parameters"),
+            "offload=parameters needs parallel.backend=deepspeed and parallel.zero_stage >= 3; got",
+        ),
         (lambda: CheckpointConfig(keep_last=0), "checkpoint.keep_last must be >= 1"),
+        (
+            lambda: CheckpointConfig(keep_every_steps=1500),
+            "multiple of checkpoint.every_steps=1000",
+        ),
         (lambda: TrackingConfig(log_every=0), "tracking.log_every must be >= 1"),
         (lambda: RunConfig(name="x", steps=0), "steps must be >= 1; got 0"),
         (lambda: RunConfig(name="a/b", steps=3), "name must be one folder name; got 'a/b'"),
