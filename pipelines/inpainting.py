@@ -13,7 +13,7 @@ from pipelines.errors import BackendUnavailable, CheckpointError
 from xdecoder.tasks.editing import Inpaint
 
 
-def load_inpainting(folder: Path, *, num_steps: int = 50, seed: int = 0) -> Inpaint:
+def load_inpainting(folder: str | Path, *, num_steps: int = 50, seed: int = 0) -> Inpaint:
     """A program that paints with the pipeline of a folder; the same seed paints the same.
 
     Raises:
@@ -27,6 +27,7 @@ def load_inpainting(folder: Path, *, num_steps: int = 50, seed: int = 0) -> Inpa
             f"editing needs diffusers and transformers; got {error}. "
             "Install them with `pip install generalized-decoder[edit]`."
         ) from error
+    folder = Path(folder)
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"editing: {folder} must be the folder of an inpainting pipeline, with "

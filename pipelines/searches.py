@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipelines.answers import Answer, phrase_facts
-from pipelines.drawing import contact_sheet, draw_region, enlarged, side_by_side, with_strip
+from pipelines.drawing import PAPER, contact_sheet, draw_region, side_by_side, with_strip
 from pipelines.evaluation.images import read_image
 from xdecoder.model import XDecoder
 from xdecoder.tasks.referring import Referring
@@ -18,7 +18,7 @@ from xdecoder.tasks.region_retrieval import image_probabilities
 from xdecoder.tasks.retrieval import decoder_side, text_embeddings
 
 _SHEET_COLUMNS = 4
-_SHEET_SIDE_PX = 256
+_CELL_WH = (360, 270)
 
 
 def retrieval(
@@ -89,8 +89,7 @@ SEARCHES = {"retrieval": retrieval, "region_retrieval": region_retrieval}
 def _sheet(paths: Sequence[Path], titles: Sequence[str]) -> Image.Image:
     cells = []
     for path, title in zip(paths, titles, strict=True):
-        picture = enlarged(read_image(path), short_side_px=_SHEET_SIDE_PX)
-        picture.thumbnail((_SHEET_SIDE_PX * 2, _SHEET_SIDE_PX))
+        picture = ImageOps.pad(Image.fromarray(read_image(path)), _CELL_WH, color=PAPER)
         cells.append(side_by_side([picture], [title]))
     return contact_sheet(cells, num_columns=min(_SHEET_COLUMNS, len(cells)))
 
