@@ -1,6 +1,6 @@
 """Records of a data set as shards: planned once, packed by any number of processes and jobs.
 
-    OUT.partial/plan.json           what is packed; another plan starts over
+    OUT.partial/plan.json           what is packed; another plan is refused
     OUT.partial/shards/             tars as they become ready, each under its final name
     OUT.partial/parts/NAME.{npy,json}   index rows and counts of a finished shard, written last
     OUT/                            the folder `shards` with index and manifest, when all are there
