@@ -1,4 +1,4 @@
-"""`python -m pipelines.export`: a converted MaskFormer or Mask2Former as an ONNX or torch graph."""
+"""`python -m pipelines.export`: a MaskFormer or Mask2Former as an ONNX or torch graph."""
 
 import argparse
 import sys
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from kernels._select import default_backend
 from pipelines.cli import main_of
-from pipelines.convert import load_mask_former
 from pipelines.errors import BackendUnavailable, CheckpointError, ExitCode
+from xdecoder.convert.rules import CheckpointError as NamingError
 from xdecoder.mask_former.model import MaskFormer
 
 # Source: the first opset with GridSample as onnxscript writes it
@@ -38,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of an export."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.export",
-        description="Write the inference graph of a converted folder (pipelines.convert). "
+        description="Write the inference graph of a trained or converted model. "
         "Images are RGB 0..255 of one size; outputs are class logits and mask logits.",
     )
-    parser.add_argument("model", type=Path, help="a folder that pipelines.convert wrote")
+    parser.add_argument(
+        "model", type=Path, help="a run, a checkpoint, or a folder that pipelines.convert wrote"
+    )
     parser.add_argument("out", type=Path, help="a file that ends in .onnx or .pt2")
     parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
     parser.add_argument("--batch-size", type=int, default=1)
@@ -49,7 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> ExitCode:
-    model, _ = load_mask_former(options.model)
+    try:
+        model = MaskFormer.from_pretrained(options.model)
+    except NamingError as error:
+        raise CheckpointError(str(error)) from error
     images = torch.zeros(options.batch_size, 3, *options.size)
     export(model, images, options.out)
     print(f"wrote {options.out}")

@@ -74,6 +74,7 @@ def dry_run(
     activations = 0
     if batches:
         batches = to_device(batches, device)
+        assert isinstance(losses.model, TrainedModel)
         console.print(shape_table(losses.model, batches))
         activations = activation_bytes(losses, batches, config.seed)
     console.print(memory_table(config, groups, activations, place.world_size))

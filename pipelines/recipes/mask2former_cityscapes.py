@@ -73,11 +73,10 @@ def mask2former_cityscapes_instance() -> RunConfig:
 
     Expected: AP 37.4 in the paper (Swin-L 43.7); not yet run here.
     """
-    base = mask2former_cityscapes_panoptic()
     return replace(
-        base,
+        mask2former_cityscapes_panoptic(),
         name="mask2former_cityscapes_instance",
-        model=replace(base.model, num_classes=8),
+        model=replace(mask2former("r50", num_classes=8), backbone=ResNetConfig(norm="sync")),
         losses=MaskLossConfig(targets="instance"),
     )
 
