@@ -23,6 +23,7 @@ from pipelines.data.mixture import num_drawn
 from pipelines.data.tolerance import DamageCount
 from pipelines.engine.checkpoint import Checkpointer
 from pipelines.engine.distributed import Group
+from pipelines.engine.fence import Fence
 from pipelines.engine.machine import memory_gib, to_device
 from pipelines.engine.progress import ProgressLine
 from pipelines.engine.recorder import Recorder, Row, StepRecord
@@ -50,7 +51,8 @@ WALL_TIME = "wall time"
 class Surroundings:
     """What the loop talks to besides the state: other ranks, files, screens, signals, the clock.
 
-    wall_time: of the job, on the main rank only. damage: what the stream could not use.
+    wall_time, fence: of the job and its run folder, on the main rank only. damage: what the stream
+    could not use.
     """
 
     group: Group
@@ -61,6 +63,7 @@ class Surroundings:
     stop: StopFlag
     wall_time: WallTime | None = None
     damage: DamageCount | None = None
+    fence: Fence | None = None
     draw_panels: DrawPanels | None = None
 
 
@@ -69,7 +72,7 @@ def train(
 ) -> ExitCode:
     """Why the loop ended: after `config.steps`, at a signal, or before the time limit of the job.
 
-    The state is saved before every return. Raises what `Recorder.rows` and `DamageCount.check` do.
+    The state is saved before every return. Raises what `Recorder.rows` and the two checks do.
     """
     recorder = Recorder(group=around.group)
     progress = ProgressLine(
@@ -175,6 +178,7 @@ def _report(
     recorder: Recorder, progress: ProgressLine, state: TrainState, around: Surroundings
 ) -> Row:
     """The row of the last step, after all new ones were shown and tracked."""
+    around.group.main_does(lambda: around.fence.check() if around.fence else None)
     rows = recorder.rows()
     if not rows:
         return {}

@@ -20,6 +20,7 @@ from pipelines.engine.checkpoint import Checkpointer, find_checkpoint
 from pipelines.engine.checkpoint_files import write_text_atomically
 from pipelines.engine.distributed import Group
 from pipelines.engine.ema import Ema
+from pipelines.engine.fence import Fence
 from pipelines.engine.generators import seed_generators
 from pipelines.engine.leaving import prepare_leaving
 from pipelines.engine.loop import DrawPanels, Stream, Surroundings, train
@@ -78,6 +79,7 @@ def run(
     is_cuda = device.type == "cuda"
     prepare_process(config.parallel, deterministic=config.deterministic, is_cuda=is_cuda)
     run_id, restart = _open_folder(config, request, group)
+    fence = Fence(config.run_folder) if group.place.is_main else None
     with _log_file(config.run_folder, restart=restart, rank=group.place.rank):
         checkpointer = Checkpointer(config.run_folder / "checkpoints", config=config, group=group)
         source, complaints = _choose_source(request, checkpointer)
@@ -105,6 +107,7 @@ def run(
             stop=stop,
             wall_time=wall_time,
             damage=damage,
+            fence=fence,
             draw_panels=request.draw_panels,
         )
         return _train_and_tell(state, losses, stream, config, around)

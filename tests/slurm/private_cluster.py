@@ -12,16 +12,16 @@ import secrets
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from tests.testing.waiting import wait_until
+
 NUM_NODES = 2
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 _SYSTEM_PROGRAMS = "/usr/local/sbin:/usr/sbin:/sbin"
-_PATIENCE_SECONDS = 20.0
 # what runs on a node beside its daemon
 _OF_A_NODE = {"slurmstepd", "srun", "bash", "python", "python3", "slurm_script"}
 
@@ -179,20 +179,6 @@ class PrivateCluster:
     def _has_idle_nodes(self) -> bool:
         states = self.ask("sinfo", "-hN", "-p", "all", "-o", "%T", is_checked=False)
         return states.split() == ["idle"] * NUM_NODES
-
-
-def wait_until(
-    is_true: Callable[[], bool], what: str, *, seconds: float = _PATIENCE_SECONDS
-) -> None:
-    """Return once it is true.
-
-    Raises:
-        AssertionError: it did not become true in time.
-    """
-    end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end, f"{what}: not seen within {seconds:g} s"
-        time.sleep(0.2)
 
 
 def _search_path() -> str:

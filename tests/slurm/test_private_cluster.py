@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking.jsonl import read_events
-from tests.slurm.private_cluster import PrivateCluster, wait_until
+from tests.slurm.private_cluster import PrivateCluster
 from tests.slurm.training_jobs import (
     NUM_STEPS,
     TrainingJobs,
@@ -17,6 +17,7 @@ from tests.slurm.training_jobs import (
     output_of,
     require_same_run,
 )
+from tests.testing.waiting import wait_until
 
 pytestmark = pytest.mark.slurm
 

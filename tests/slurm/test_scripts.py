@@ -203,6 +203,16 @@ def test_evaluate_takes_the_data_set_of_its_array_element(start: Start) -> None:
     assert "--root data/x --split val --out runs/a/eval/x-val" in calls[1]
 
 
+def test_evaluate_knows_folders_from_names(start: Start) -> None:
+    start("evaluate.sh", "runs/a", "coco-panoptic", "--", "--data-root", "data")
+    _, calls = start("evaluate.sh", "runs/a", "--", "--suite", "zeroshot")
+    assert calls == [
+        "srun python -m pipelines.evaluate --checkpoint runs/a --dataset coco-panoptic "
+        "--out runs/a/eval/coco-panoptic --data-root data",
+        "srun python -m pipelines.evaluate --checkpoint runs/a --suite zeroshot",
+    ]
+
+
 def test_evaluate_refuses_an_element_without_data_set(start: Start) -> None:
     result, calls = start("evaluate.sh", "runs/a", "data/x", SLURM_ARRAY_TASK_ID="1")
     assert result.returncode == 2

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 from pipelines.tracking.jsonl import read_events, read_metrics
-from tests.slurm.private_cluster import PrivateCluster, wait_until
+from tests.slurm.private_cluster import PrivateCluster
+from tests.testing.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_STEPS = 14

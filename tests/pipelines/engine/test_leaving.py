@@ -74,10 +74,10 @@ def test_signals_while_saving_lose_nothing(
     train_tiny(tmp_path / "whole")
     commit = CheckpointFolders.commit
 
-    def interrupted(folders: CheckpointFolders, step: int) -> None:
+    def interrupted(folders: CheckpointFolders, step: int) -> Path:
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGTERM):
             os.kill(os.getpid(), number)
-        commit(folders, step)
+        return commit(folders, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolders, "commit", interrupted)
