@@ -69,9 +69,15 @@ def test_no_results_score_zero() -> None:
 
 def test_sizes_are_those_of_masks_where_results_carry_boxes() -> None:
     truth = truth_of_two_images()
-    row = mask_result(image_id=1, category_id=3, score=0.9, region=blob(2, 3, 20, 10))
-    boxed = {**row, "bbox": [0, 0, 60, 40]}
-    plain, with_box = (
-        score_instances(truth=truth, results=[each], image_ids=[1]) for each in (row, boxed)
+    rows = [
+        mask_result(image_id=1, category_id=3, score=0.9, region=blob(2, 3, 20, 10)),
+        # a small false alarm in a box that is not small
+        mask_result(image_id=1, category_id=3, score=0.95, region=blob(30, 40, 5, 5)),
+    ]
+    boxed = [{**row, "bbox": [0, 0, 60, 40]} for row in rows]
+    plain, with_boxes = (
+        score_instances(truth=truth, results=each, image_ids=[1]) for each in (rows, boxed)
     )
-    assert plain == with_box
+    # one class of two is found, after the false alarm
+    assert plain.stats[3] == pytest.approx(0.5 / 2)
+    assert plain == with_boxes

@@ -41,6 +41,12 @@ def test_ties_are_ties_whatever_the_chunk() -> None:
     assert score_retrieval(twins, twins, range(3)).image_to_text[1] == pytest.approx(1 / 3)
 
 
+def test_a_difference_below_single_precision_is_a_tie() -> None:
+    images, texts = units(3, 10).astype(np.float64), units(3, 10).astype(np.float64)
+    images[1], texts[1] = images[0], texts[0] * (1 - 1e-12)
+    assert score_retrieval(images, texts, range(3)).image_to_text[1] == pytest.approx(1 / 3)
+
+
 def test_given_similarities_score_like_the_vectors_behind_them() -> None:
     images, owners = units(20, 8), [row % 20 for row in range(53)]
     texts = images[owners] + 1.2 * units(53, 9)
