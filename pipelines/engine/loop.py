@@ -233,26 +233,47 @@ def _stopped(state: TrainState, around: Surroundings) -> ExitCode:
 
 
 def _draw(state: TrainState, batches: Sequence[Batch], around: Surroundings) -> None:
-    if around.draw_panels is not None and around.group.place.is_main:
-        with evaluating(state):
-            pictures = around.draw_panels(state.step, state.model, batches)
-        for tracker in around.trackers:
-            tracker.log_pictures(state.step, pictures)
+    if around.draw_panels is None:
+        return
+    with evaluating(state) as model:
+        if around.group.place.is_main:
+            pictures = around.draw_panels(state.step, model, batches)
+            for tracker in around.trackers:
+                tracker.log_pictures(state.step, pictures)
     around.group.barrier()
 
 
 @contextmanager
-def evaluating(state: TrainState) -> Iterator[None]:
-    """The model in evaluation mode with averaged weights; training continues as if untouched."""
+def evaluating(state: TrainState) -> Iterator[nn.Module]:
+    """A model in evaluation mode with averaged weights, for rank 0; all ranks come here together.
+
+    Training continues as if untouched. Where weights are sharded, it is a copy, whole.
+    """
+    if state.build_model is not None:
+        with torch.no_grad(), torch.random.fork_rng():
+            yield _whole_copy(state, state.build_model)
+        return
     weights = {name: value.detach().clone() for name, value in state.model.named_parameters()}
     with torch.no_grad(), torch.random.fork_rng():
         _copy_weights(state.model, state.ema.weights if state.ema else {})
         state.model.eval()
         try:
-            yield
+            yield state.model
         finally:
             state.model.train()
             _copy_weights(state.model, weights)
+
+
+def _whole_copy(state: TrainState, build_model: Callable[[], nn.Module]) -> nn.Module:
+    weights = state.backend.model_state()
+    averages = state.backend.whole(state.ema.weights) if state.ema else {}
+    if not weights:
+        # not rank 0, which has no use for a copy
+        return state.model
+    model = build_model()
+    model.load_state_dict(weights)
+    _copy_weights(model, averages)
+    return model.eval()
 
 
 def _copy_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from pipelines.config import RunConfig
 from pipelines.data.stream import DataStream, build_stream
@@ -37,6 +38,7 @@ from pipelines.initial_weights import load_initial_weights
 from pipelines.overrides import to_json
 from pipelines.tracking.base import Tracker
 from pipelines.tracking.jsonl import EventLog, JsonlTracker, count_starts
+from xdecoder.checkpointing import checkpoint_activations
 from xdecoder.lora import add_lora
 from xdecoder.tasks import MultiTask
 
@@ -135,6 +137,8 @@ def _build_state(
     """A state at step 0: the same weights on every rank, random numbers of its own on each."""
     seed_generators(config.seed, rank=0)
     losses = request.make_losses(config, device)
+    if config.parallel.checkpoint_activations:
+        checkpoint_activations(losses.model)
     seed_generators(config.seed, rank=group.place.rank)
     groups = parameter_groups(losses.model, config.optimizer)
     if group.place.is_main:
@@ -142,7 +146,18 @@ def _build_state(
     backend = build_backend(losses, groups, config, group=group, device=device)
     decay = config.optimizer.ema_decay
     ema = Ema(backend.pieces(), decay=decay) if decay else None
-    return TrainState(model=losses.model, backend=backend, ema=ema), losses
+    is_sharded = config.parallel.backend == "deepspeed" and config.parallel.zero_stage == 3
+
+    def build_model() -> nn.Module:
+        return request.make_losses(config, device).model
+
+    state = TrainState(
+        model=losses.model,
+        backend=backend,
+        ema=ema,
+        build_model=build_model if is_sharded else None,
+    )
+    return state, losses
 
 
 def _train_and_tell(
@@ -177,7 +192,10 @@ def build_backend(
     if parallel.backend == "deepspeed":
         # the import takes seconds, which only this choice pays
         from pipelines.engine.deepspeed_backend import DeepSpeedBackend
+        from pipelines.engine.self_check import check_deepspeed
 
+        if parallel.self_check:
+            check_deepspeed(config, group=group, device=device)
         return DeepSpeedBackend(
             module,
             groups,

@@ -1,5 +1,6 @@
 """Everything that a run needs to go on as if it had never stopped."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ class TrainState:
     step: optimizer steps that were taken. data: what the stream gave with its last batches, the
     same on every rank. The schedule and the draws of a step follow from (seed, step, rank) and
     have no state; the global generators of each rank are saved beside this
-    (`engine/generators.py`).
+    (`engine/generators.py`). build_model: makes a model of this shape, where `model` itself
+    cannot be used by one rank alone because its weights are sharded.
     """
 
     model: nn.Module
@@ -24,3 +26,4 @@ class TrainState:
     ema: Ema | None
     step: int = 0
     data: dict[str, Any] | None = None
+    build_model: Callable[[], nn.Module] | None = None
