@@ -16,7 +16,7 @@ from pipelines.cli import main_of
 from pipelines.errors import CheckpointError, ExitCode
 from pipelines.overrides import from_json, to_json
 from xdecoder.build import build_model
-from xdecoder.config import ModelConfig
+from xdecoder.config import RESNETS, BackboneConfig, ModelConfig
 from xdecoder.convert import hf_config
 from xdecoder.convert import rules as naming
 from xdecoder.convert.backbones import RESNET, SWIN
@@ -26,6 +26,7 @@ from xdecoder.convert.mask_former import detectron2_rules
 from xdecoder.convert.pairs import read_pairs, write_pairs
 from xdecoder.convert.pickles import read_detectron2_pickle, read_torch_file
 from xdecoder.convert.released import incomplete_parts, is_released, read_released
+from xdecoder.convert.trunks import is_trunk, read_trunk
 from xdecoder.mask_former.build import build_mask_former
 from xdecoder.mask_former.config import MaskFormerConfig
 from xdecoder.mask_former.model import MaskFormer
@@ -98,15 +99,16 @@ def read(source: Path, *, num_heads: int = 8) -> Converted:
     if source.is_dir():
         return _read_folder(source)
     if source.suffix == ".pkl":
-        return _read_detectron2(read_detectron2_pickle(source), num_heads)
-    if source.suffix in (".pt", ".pth"):
+        state = read_detectron2_pickle(source)
+    elif source.suffix in (".pt", ".pth"):
         state = read_torch_file(source)
-        if is_released(state):
-            return _read_xdecoder(state)
-        return _read_detectron2(state, num_heads)
-    raise CheckpointError(
-        f"convert: a source must be a .pkl, .pt or .pth file or a folder; got {source}."
-    )
+    else:
+        raise CheckpointError(
+            f"convert: a source must be a .pkl, .pt or .pth file or a folder; got {source}."
+        )
+    if is_released(state):
+        return _read_xdecoder(state)
+    return _read_trunk(state) if is_trunk(state) else _read_detectron2(state, num_heads)
 
 
 def load_mask_former(folder: Path) -> tuple[MaskFormer, MaskFormerConfig]:
@@ -265,6 +267,12 @@ def _read_xdecoder(state: dict[str, Tensor]) -> Converted:
     found = read_released(state)
     converted = _converted(found.config, found.conversion, state)
     return replace(converted, is_initial=found.is_initial)
+
+
+def _read_trunk(state: Mapping[str, Tensor]) -> Converted:
+    name, conversion = read_trunk(state)
+    config = ModelConfig(backbone=BackboneConfig(name=name, freeze_norm=name in RESNETS))
+    return replace(_converted(config, conversion, state), is_initial=True)
 
 
 def _converted(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from xdecoder.config import ModelConfig, released
 from xdecoder.convert.rules import CheckpointError, Conversion, Rule, convert
+from xdecoder.convert.trunks import without_never_there
 from xdecoder.convert.xdecoder import FOCAL, davit, model_rules
 
 Trunk = Literal["focal_t", "focal_l", "davit_d3", "davit_d5"]
@@ -71,7 +72,7 @@ def read_released(state: Mapping[str, Tensor]) -> Released:
 def incomplete_parts(names: Mapping[str, Tensor], missing: list[str]) -> list[str]:
     """Missing names of parts that initial weights have begun."""
     begun = [part for part in _INITIAL_PARTS if any(name.startswith(part) for name in names)]
-    return [name for name in missing if name.startswith(tuple(begun))]
+    return without_never_there([name for name in missing if name.startswith(tuple(begun))])
 
 
 def _first_layer(state: Mapping[str, Tensor]) -> tuple[Trunk, tuple[Rule, ...]] | None:
