@@ -71,6 +71,7 @@ def build_model(config: ModelConfig, *, has_initial_weights: bool = True) -> XDe
         pixel_std=config.backbone.pixel_std,
         size_divisibility=config.size_divisibility,
         initial_logit_scale=config.initial_logit_scale,
+        answers=config.answers,
     )
 
 

@@ -125,6 +125,7 @@ class ModelConfig:
 
     initial_logit_scale: logarithm of the first similarity scale (released X-Decoder: 1.0).
     size_divisibility: images are padded right and bottom to a multiple of it, in pixels.
+    answers: of the answer head, for visual questions; empty = there is no such head.
     """
 
     dim: int = 512
@@ -134,6 +135,7 @@ class ModelConfig:
     pixel_decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     text: TextConfig = field(default_factory=TextConfig)
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dim % NUM_NORM_GROUPS:

@@ -230,9 +230,10 @@ class MaskedDecoder(nn.Module):
             contents.append(content[:, layout.latents])
             all_positions.append(positions[:, layout.latents])
         if queries.caption is not None:
-            tokens = queries.caption.tokens
-            contents.append(tokens.detach())
-            all_positions.append(tokens + self.caption_positions.weight[: layout.num_caption])
+            tokens, learned_content = queries.caption.tokens, queries.caption.content
+            order = self.caption_positions.weight[: layout.num_caption]
+            contents.append(tokens.detach() if learned_content is None else learned_content)
+            all_positions.append(tokens + order if learned_content is None else tokens)
         if queries.grounding is not None:
             contents.append(queries.grounding.tokens.detach())
             all_positions.append(queries.grounding.tokens)

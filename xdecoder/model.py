@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from xdecoder.answers import AnswerHead
 from xdecoder.backbones import Backbone
 from xdecoder.decoder import MaskedDecoder
 from xdecoder.images import Picture, normalised, rgb_pixels
@@ -24,7 +25,8 @@ class XDecoder(nn.Module):
 
     `logit_scale` is the logarithm of the similarity scale, of shape [1] because optimizer shards
     cannot hold scalars. `prediction` is how the weights want to be asked; `class_embeddings` keeps
-    vectors of class names until the text encoder changes.
+    vectors of class names until the text encoder changes. `answers` are those that its answer head
+    chooses from; most models have none.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class XDecoder(nn.Module):
         pixel_std: Sequence[float],
         size_divisibility: int,
         initial_logit_scale: float,
+        answers: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -52,6 +55,13 @@ class XDecoder(nn.Module):
         self.size_divisibility = size_divisibility
         # not buffers, which would lose digits in a 16-bit model
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.answers = tuple(answers)
+        self.answer_places = {answer: place for place, answer in enumerate(self.answers)}
+        self.answer_head = (
+            AnswerHead(dim, context_length=tokenizer.context_length, num_answers=len(self.answers))
+            if answers
+            else None
+        )
         self.prediction = PredictionConfig()
         self.class_embeddings = ClassEmbeddingCache()
         nn.init.trunc_normal_(self.image_projection.weight, std=0.02)

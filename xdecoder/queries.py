@@ -144,10 +144,12 @@ class TextQueries:
 
     For grounding, row b holds the tokens of all phrases of image b one after another, padded to
     the longest; for captions, the tokens of the caption of image b, start token first.
+    content: what caption rows hold instead of their tokens, which then are their whole positions.
     """
 
     tokens: Float[Tensor, "b t c"]
     is_padding: Bool[Tensor, "b t"]
+    content: Float[Tensor, "b t c"] | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.dim() != 3 or self.is_padding.shape != self.tokens.shape[:2]:
