@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.config import RunConfig
 from pipelines.data.shards import MANIFEST_NAME, Manifest, read_manifest
 from pipelines.errors import ConfigError
+from pipelines.vqa import normal_answer
 from xdecoder.build import build_model
 from xdecoder.config import ModelConfig
 from xdecoder.losses.world import World
@@ -17,6 +18,7 @@ from xdecoder.mask_former.model import MaskFormer
 from xdecoder.mask_former.task import MaskTask
 from xdecoder.model import XDecoder
 from xdecoder.tasks import build_tasks
+from xdecoder.tasks.answering import AnsweringTask
 from xdecoder.tasks.base import Task
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,9 @@ def build_tasks_of(config: RunConfig) -> tuple[Task[Any, Any], ...]:
         assert isinstance(config.model, MaskFormerConfig)
         names = config.model.class_names
         return (MaskTask(config=config.losses, world=World(), class_names=names),)
+    assert isinstance(config.model, ModelConfig)
+    if config.model.answers:
+        return (AnsweringTask(normal_answer=normal_answer, world=World()),)
     return build_tasks(config.losses)
 
 

@@ -54,7 +54,7 @@ from pipelines.evaluation.suite import (  # noqa: E402
 )
 from pipelines.evaluation.table import rich_table  # noqa: E402
 from pipelines.families import build_model_of  # noqa: E402
-from pipelines.finetuning.data import TaskData, find_data  # noqa: E402
+from pipelines.finetuning.data import TaskData, find_data, usual_answers  # noqa: E402
 from pipelines.finetuning.recipe import finetuning  # noqa: E402
 from pipelines.finetuning.start import DEFAULT_NAME, NAMES, Start, find_start  # noqa: E402
 from pipelines.finetuning.tasks import TASKS, FinetuneTask, task_named  # noqa: E402
@@ -105,7 +105,8 @@ def _finetune(options: argparse.Namespace) -> ExitCode | int:
     assignments = _assignments(options)
     data = find_data(task, _root_of(assignments))
     start = find_start(options.init_from)
-    planned = override(finetuning(task, start), assignments)
+    answers = usual_answers(data) if task.kind == "answering" else ()
+    planned = override(finetuning(task, start, answers=answers), assignments)
     if options.print_config:
         print_config(planned)
         return ExitCode.FINISHED
@@ -113,7 +114,7 @@ def _finetune(options: argparse.Namespace) -> ExitCode | int:
     device = choose_device(planned.parallel, place)
     group = Group(place, is_cuda=device.type == "cuda")
     shards = group.main_does(lambda: _packed(data, planned, num_workers=place.world_size))
-    config = override(finetuning(task, start, shards=shards), assignments)
+    config = override(finetuning(task, start, shards=shards, answers=answers), assignments)
     config = smoke(config) if options.smoke else config
     if options.dry_run:
         elsewhere = Elsewhere.asked(options.gpus, options.gpu)

@@ -13,6 +13,8 @@ from pipelines.errors import CheckpointError
 from xdecoder.convert.released import incomplete_parts
 from xdecoder.pretrained import SETTINGS, WEIGHTS
 
+# parts that fine-tuning adds to a model
+_NEW_PARTS = ("answer_head.",)
 _log = logging.getLogger(__name__)
 
 
@@ -20,14 +22,14 @@ def load_initial_weights(model: nn.Module, path: Path) -> None:
     """Copy the weights of a run, a checkpoint or a converted folder into a model.
 
     Initial weights (an image and a text trunk, as UniCL's) fill the parts that they have; all
-    others must fill the model.
+    others must fill the model but for an answer head, which may start at random.
 
     Raises:
         CheckpointError: no weights are there, or they are those of another model.
     """
     kind = _kind_of_converted(path)
     if kind != INITIAL:
-        load_weights(model, path if kind else find_checkpoint(path))
+        load_weights(model, path if kind else find_checkpoint(path), new_parts=_NEW_PARTS)
         return
     weights = load_file(path / WEIGHTS)
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

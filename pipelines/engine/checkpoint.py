@@ -48,6 +48,8 @@ class Checkpointer:
     """
 
     def __init__(self, root: Path, *, config: RunConfig, group: Group) -> None:
+        if group.place.is_main:
+            root.mkdir(parents=True, exist_ok=True)
         self._folders = CheckpointFolders(root, config.checkpoint)
         self._config = config
         self._settings = settings_document(config.model, prediction_of_run(config))
@@ -197,12 +199,21 @@ def load_model(path: str | Path, *, ema: bool = True) -> tuple[TrainedModel, Run
     return model.eval(), config
 
 
-def load_weights(model: nn.Module, folder: Path, *, ema: bool = True) -> None:
-    """Copy the weights of a checkpoint folder, additions merged, into a model of the same shape."""
+def load_weights(
+    model: nn.Module, folder: Path, *, ema: bool = True, new_parts: tuple[str, ...] = ()
+) -> None:
+    """Copy the weights of a checkpoint folder, additions merged, into a model of the same shape.
+
+    new_parts: beginnings of names that stay as they are where the folder has none of them.
+    """
     weights = read_tensors(folder / "model.safetensors")
     if ema:
         weights |= _ema_or_weights(folder, weights)
     weights = merged(weights)
+    for part in new_parts:
+        if not any(name.startswith(part) for name in weights):
+            own = model.state_dict()
+            weights |= {name: own[name] for name in own if name.startswith(part)}
     check_fits(model, weights, where=folder)
     model.load_state_dict(weights)
 

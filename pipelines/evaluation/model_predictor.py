@@ -19,7 +19,7 @@ from pipelines.evaluation.protocols import REFER_PROTOCOLS
 from xdecoder import postprocess
 from xdecoder.batch import Vocabulary
 from xdecoder.model import XDecoder
-from xdecoder.tasks import captioning, referring, retrieval, segmentation
+from xdecoder.tasks import answering, captioning, referring, retrieval, segmentation
 from xdecoder.text.prompts import class_embeddings
 
 
@@ -56,6 +56,14 @@ class ModelPredictor:
         batch, valid_sizes_hw = self._batch(images)
         limit = self._options.max_caption_tokens
         return captioning.predict(self._model, batch, limit, valid_sizes_hw=valid_sizes_hw)
+
+    def answer(self, image: ImageArray, questions: Sequence[str]) -> list[str]:
+        """The answer to each question about an image, out of the model's list."""
+        batch, valid_sizes_hw = self._batch([image])
+        return [
+            answering.predict(self._model, batch, [question], valid_sizes_hw=valid_sizes_hw)[0]
+            for question in questions
+        ]
 
     def caption_hits(
         self, images: Sequence[ImageArray], captions: Sequence[str]

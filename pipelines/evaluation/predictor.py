@@ -57,6 +57,10 @@ class Predictor(Protocol):
         """One sentence about each image."""
         ...
 
+    def answer(self, image: ImageArray, questions: Sequence[str]) -> list[str]:
+        """The answer to each question about an image."""
+        ...
+
     def caption_hits(
         self, images: Sequence[ImageArray], captions: Sequence[str]
     ) -> tuple[int, int]:

@@ -20,4 +20,6 @@ def predictor_of(
 
 def stages_of(model: TrainedModel, every: Sequence[str]) -> list[str]:
     """Of all stages of an evaluation, those that ask only what the model can answer."""
-    return ["segmentation"] if isinstance(model, MaskFormer) else list(every)
+    if isinstance(model, MaskFormer):
+        return ["segmentation"]
+    return [name for name in every if name != "answering" or model.answers]

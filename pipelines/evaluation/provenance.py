@@ -33,6 +33,7 @@ def protocols(options: EvaluationOptions) -> dict[str, str]:
         "refer": f"{options.refer_protocol}/{seen}/{options.resize}/control-other-object",
         "captioning": f"greedy-{options.max_caption_tokens}/{read}/{tokenizer}",
         "caption_token_accuracy": f"teacher-forced/{read}/first-reference/control-other-image",
+        "answering": f"vqa-v2/{read}/ten-people/control-other-image",
         "retrieval": f"{pool}/{read}/{texts}-captions/ties-against/mean-of-directions",
         "zero_shot": "heldout-pairs/best-overlapping-query/all-colour-shape-names"
         "/control-names-of-other-objects",

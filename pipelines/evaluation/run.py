@@ -23,6 +23,7 @@ from pipelines.data.coco import CocoRecord, CocoSplit
 from pipelines.data.records import UNKNOWN_SIZE_HW
 from pipelines.engine.distributed import ProcessPlace
 from pipelines.errors import ConfigError, DataError
+from pipelines.evaluation.answering_stage import AnsweringStage
 from pipelines.evaluation.answers import Answers, ChunkAnswers, MemoryAnswers
 from pipelines.evaluation.images import read_image
 from pipelines.evaluation.naming_stage import NamingStage, PairVocabulary
@@ -38,6 +39,8 @@ from pipelines.evaluation.text_stages import CaptionStage, RetrievalStage
 from pipelines.families import TrainedModel
 
 STAGES = ("segmentation", "referring", "captioning", "retrieval", "naming")
+# asked for by name only: texts of other data sets are no questions
+ANSWERING = "answering"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +188,10 @@ def first_images(split: CocoSplit, max_images: int) -> CocoSplit:
 def _stages(
     data: EvaluationData, split: CocoSplit, options: EvaluationOptions, names: Sequence[str]
 ) -> list[Stage]:
-    unknown = sorted(set(names) - set(STAGES))
+    every = (*STAGES, ANSWERING)
+    unknown = sorted(set(names) - set(every))
     if unknown:
-        raise ConfigError(f"evaluation: stages must be among {list(STAGES)}; got {unknown}.")
+        raise ConfigError(f"evaluation: stages must be among {list(every)}; got {unknown}.")
     controls = options.with_controls
     build: dict[str, Callable[[], Stage]] = {
         "segmentation": lambda: SegmentationStage(split, has_objects=data.has_objects),
@@ -197,13 +201,14 @@ def _stages(
         "captioning": lambda: CaptionStage(
             split.records, with_controls=controls, java=options.java
         ),
+        ANSWERING: lambda: AnsweringStage(split.records, with_controls=controls),
         "retrieval": lambda: RetrievalStage(
             pool=options.retrieval_pool,
             texts_per_image=options.texts_per_image,
             with_controls=controls,
         ),
     }
-    active = [build[name]() for name in STAGES if name in names and name in build]
+    active = [build[name]() for name in every if name in names and name in build]
     pairs = PairVocabulary.read(data.root) if "naming" in names else None
     return [*active, NamingStage(pairs)] if pairs else active
 

@@ -27,7 +27,15 @@ from pipelines.evaluation.answers import FileAnswers
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictors import predictor_of, stages_of
 from pipelines.evaluation.provenance import tool_versions
-from pipelines.evaluation.run import STAGES, SplitScores, ask, count, report_of, truth_hashes
+from pipelines.evaluation.run import (
+    ANSWERING,
+    STAGES,
+    SplitScores,
+    ask,
+    count,
+    report_of,
+    truth_hashes,
+)
 from pipelines.evaluation.sets import EvaluationData
 from pipelines.families import TrainedModel
 
@@ -65,7 +73,7 @@ class Evaluated:
             PipelineError: any rank failed; the message says how, on every rank.
         """
         data = _together(self.group, job.load)
-        named = stages_of(self.model, STAGES)
+        named = stages_of(self.model, (*STAGES, ANSWERING))
         stages = [name for name in job.stages if name in named]
         fingerprint = self.group.main_does(
             lambda: _fingerprint(self.facts, data, job.options, stages)

@@ -62,6 +62,13 @@ ROWS: tuple[Row, ...] = (
         control=_IMAGES,
     ),
     Row(
+        group="Answers",
+        label="VQA accuracy",
+        key="vqa_accuracy",
+        control_key="vqa_accuracy_shuffled",
+        control="questions of other images",
+    ),
+    Row(
         group="Captions",
         label="BLEU-4",
         key="bleu4",

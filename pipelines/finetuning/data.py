@@ -1,6 +1,7 @@
 """The data of a task: found below a root, packed once, opened for evaluation."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,11 @@ from pipelines.data.sources import Request, Source, source_named
 from pipelines.errors import DataError
 from pipelines.evaluation.sets import EvaluationData
 from pipelines.finetuning.tasks import FinetuneTask, Location
+from pipelines.vqa import normal_answer
+from xdecoder.tasks.answering import AskedQuestion
+
+# how often an answer must occur to be one of the head's
+_LEAST_COUNT = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +105,29 @@ def find_data(task: FinetuneTask, root: str) -> TaskData:
     raise DataError(f"finetune {task.name}: files are missing below {root}.\n{listed}\n{wanted}")
 
 
-def num_samples(shards: Sequence[str], split: str, task: str) -> int:
-    """How many samples of folders of shards serve a task of training."""
+def num_samples(shards: Sequence[str], split: str, task: str, *, is_by_text: bool = False) -> int:
+    """How many samples of folders of shards serve a task of training, or how many texts of them."""
     sources = [ShardSource.open(folder, split, task, cache=None) for folder in shards]
+    if is_by_text:
+        return sum(int(source.index["num_captions"][source.rows].sum()) for source in sources)
     return sum(len(source.rows) for source in sources)
+
+
+def usual_answers(data: TaskData) -> tuple[str, ...]:
+    """The answers that people gave often enough in the training split, the most frequent first.
+
+    Source: arXiv 1707.07998, which found 3,129 answers that occur more than eight times.
+    """
+    counts: Counter[str] = Counter()
+    for split in data.location.train:
+        for record in data.source.read(data.request(split)):
+            for line in record.captions or ():
+                question = AskedQuestion.from_line(line)
+                given = Counter(normal_answer(answer) for answer in question.answers)
+                # one answer stands for a question: what most people said
+                counts[given.most_common(1)[0][0]] += 1
+    least = min(_LEAST_COUNT, max(counts.values(), default=0))
+    return tuple(answer for answer, count in counts.most_common() if count >= least)
 
 
 def _has_annotation(found: TaskData) -> bool:

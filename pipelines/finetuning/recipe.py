@@ -29,22 +29,28 @@ _NUM_CHECKPOINTS, _NUM_LOG_LINES = 10, 100
 _STEPS_WITHOUT_DATA = 1
 
 
-def finetuning(task: FinetuneTask, start: Start, *, shards: tuple[str, ...] = ()) -> RunConfig:
+def finetuning(
+    task: FinetuneTask,
+    start: Start,
+    *,
+    shards: tuple[str, ...] = (),
+    answers: tuple[str, ...] = (),
+) -> RunConfig:
     """The run that a task asks for.
 
     From a run of ours, image sizes, batches, precision and everything about the optimizer but the
     learning rate's course stay as that run had them: what suits a tiny model is not what suits the
     paper's. From converted weights, all is the paper's. Without shards the length is not known and
-    is one step.
+    is one step. answers: of the answer head, for visual questions.
     """
     base = _published(task.schedule) if start.run is None else start.run
-    is_text = task.kind in ("captioning", "retrieval")
+    is_text = task.kind in ("captioning", "retrieval", "answering")
     data = _data(base.data, is_text=is_text, shards=shards)
     batch_size = data.image_text.batch_size if is_text else data.segmentation.batch_size
     trained = "image_text" if is_text else "segmentation"
     steps = _STEPS_WITHOUT_DATA
     if shards:
-        count = num_samples(shards, data.split, trained)
+        count = num_samples(shards, data.split, trained, is_by_text=task.kind == "answering")
         steps = math.ceil(task.schedule.epochs * count / batch_size)
     return replace(
         base,
@@ -52,7 +58,7 @@ def finetuning(task: FinetuneTask, start: Start, *, shards: tuple[str, ...] = ()
         output_dir="",
         steps=steps,
         init_from=str(start.folder),
-        model=start.model,
+        model=replace(start.model, answers=answers) if answers else start.model,
         losses=_losses(task, base.losses),
         data=data,
         schedule=ScheduleConfig(kind="multistep", milestones=task.schedule.milestones),

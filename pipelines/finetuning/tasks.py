@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pipelines.errors import ConfigError
 
-Kind = Literal["segmentation", "referring", "captioning", "retrieval"]
+Kind = Literal["segmentation", "referring", "captioning", "retrieval", "answering"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +183,16 @@ TASKS: tuple[FinetuneTask, ...] = (
         stages=("retrieval",),
         metric="retrieval_r1",
         settings={**_PAIRS, "texts_per_image": 5},
+    ),
+    FinetuneTask(
+        name="vqav2",
+        description="questions about photographs: VQA v2, one of the usual answers",
+        kind="answering",
+        locations=(Location(source="vqav2"),),
+        schedule=Schedule(epochs=10, batch_size=256, size_hw=(640, 640), scale_range=(1.0, 1.0)),
+        stages=("answering",),
+        metric="vqa_accuracy",
+        settings={"is_squashed": True},
     ),
     FinetuneTask(
         name="custom",

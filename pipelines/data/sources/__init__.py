@@ -11,6 +11,7 @@ from pipelines.data.sources import (
     refer,
     street,
     visual_genome,
+    vqa,
 )
 from pipelines.data.sources.base import NeededFile, Request, Source
 from pipelines.data.sources.evaluation import EVALUATION_SETS, EvaluationSet
@@ -26,6 +27,7 @@ SOURCES: tuple[Source, ...] = (
     *indoor.SOURCES,
     *pascal.SOURCES,
     *objects365.SOURCES,
+    *vqa.SOURCES,
 )
 
 __all__ = [

@@ -14,7 +14,7 @@ from pipelines.evaluation.files.reading import (
     rows_of,
 )
 from pipelines.evaluation.files.result import FileScores
-from pipelines.evaluation.vqa import answer_accuracy
+from pipelines.vqa import answer_accuracy
 
 FORMAT = """vqa: VQA results against VQA annotations
   predictions.json    [{"question_id": 1, "answer": "2"}, ...]

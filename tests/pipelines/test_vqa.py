@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.evaluation.vqa import answer_accuracy, normal_answer
+from pipelines.vqa import answer_accuracy, normal_answer
 
 
 @pytest.mark.parametrize(
