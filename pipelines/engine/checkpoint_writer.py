@@ -86,6 +86,9 @@ class Writer:
             self._outcome = Saved(step=self._step, folder=folder, seconds=seconds)
 
     def _write(self) -> Path:
+        if not self._folders.root.is_dir():
+            # made again, it would hide the disk that is to be mounted there
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(self._folders.root))
         self._folders.begin(self._step)
         folder = self._folders.writing(self._step)
         for name, tensors in self._snapshot.tensors.items():
