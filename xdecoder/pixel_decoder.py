@@ -200,7 +200,7 @@ class MsDeform(nn.Module):
         super().__init__()
         self.is_finest_first = is_finest_first
         self.first_encoded = 0 if encodes_finest else 1
-        projections = [
+        projections: list[nn.Module] = [
             NormedConv(in_dim, out_dim=dim, kernel_size=1, has_bias=True)
             for in_dim in in_dims[self.first_encoded :]
         ]

@@ -108,13 +108,14 @@ def _asked_classes(
     draws: UniformSource,
 ) -> AskedRegions:
     """All segments of some of the image's classes, each under a prompt of its own."""
-    present = sorted(set(segments.class_ids.tolist()))
+    class_ids: list[int] = segments.class_ids.tolist()
+    present = sorted(set(class_ids))
     if not present:
         return AskedRegions(texts=(), masks=segments.masks, ids=(), are_classes=True)
     number = 1 + draws.choice(min(len(present), max_classes))
     chosen = {present[index] for index in draws.permutation(len(present))[:number]}
-    rows = [i for i, class_id in enumerate(segments.class_ids.tolist()) if class_id in chosen]
-    asked = [names[segments.class_ids[row]] for row in rows]
+    rows = [i for i, class_id in enumerate(class_ids) if class_id in chosen]
+    asked = [names[class_ids[row]] for row in rows]
     drawn = draws.choices(len(templates), len(rows))
     return AskedRegions(
         texts=tuple(
