@@ -123,7 +123,8 @@ def _finetune(options: argparse.Namespace) -> ExitCode | int:
     if place.is_main:
         show_config(config)
     scored = _Scored(task=task, data=data, start=start, config=config, group=group, device=device)
-    if not options.no_before:
+    # a new answer head knows nothing that could be scored
+    if not options.no_before and not answers:
         scored.score(start.folder, f"{task.name}-{_BEFORE}")
     asked = {"task": task.name, "assignments": assignments, "init_from": options.init_from}
     request = Request(resume=options.resume, asked=asked)

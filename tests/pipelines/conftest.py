@@ -79,6 +79,32 @@ def tiny_run(
     return folder
 
 
+@pytest.fixture(scope="session")
+def vqa_root(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Path:
+    """Thirty questions about ten scenes in VQA's layout."""
+    root = tmp_path_factory.mktemp("vqa")
+    for split, folder in (("train", "train2014"), ("val", "val2014")):
+        (root / folder).mkdir()
+        images = sorted((scenes_root / "images" / split).glob("*.jpg"))
+        questions, annotations = [], []
+        for number in range(30):
+            image_id = number % len(images)
+            name = f"COCO_{folder}_{image_id:012d}.jpg"
+            if number < len(images):
+                (root / folder / name).symlink_to(images[image_id])
+            people = ["yes"] * 8 + ["no"] * 2 if number < 20 else ["two"] * 6 + ["red"] * 4
+            questions.append(
+                {"question_id": number, "image_id": image_id, "question": f"is it number {number}?"}
+            )
+            annotations.append(
+                {"question_id": number, "answers": [{"answer": each} for each in people]}
+            )
+        names = (f"v2_OpenEnded_mscoco_{folder}_questions", f"v2_mscoco_{folder}_annotations")
+        (root / f"{names[0]}.json").write_text(json.dumps({"questions": questions}))
+        (root / f"{names[1]}.json").write_text(json.dumps({"annotations": annotations}))
+    return root
+
+
 def _row(step: int) -> dict[str, float]:
     noise = float(np.sin(step))
     return {
