@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipelines.data.collate import collate_image_text, collate_segmentation
 from pipelines.data.compact import (
@@ -205,7 +206,12 @@ class DataStream(Iterator[StepItem]):
         Raises:
             DataError: of reading, or of a damaged sample that nobody wants to hear of.
         """
-        step = next(self._items)
+        try:
+            step = next(self._items)
+        except BaseException:
+            # the traceback keeps the loader alive, and workers that ignore signals with it
+            self.close()
+            raise
         if isinstance(step, BuiltStep):
             for damage in step.damage:
                 if self.on_damage is None:
@@ -232,7 +238,9 @@ class DataStream(Iterator[StepItem]):
 
     def close(self) -> None:
         """Ends the worker processes; the stream has no further items."""
-        self._items = iter(())
+        items, self._items = self._items, iter(())
+        if isinstance(items, _MultiProcessingDataLoaderIter):
+            items._shutdown_workers()
 
     def _batch(self, step: BuiltStep, task: str, memory: torch.Tensor) -> Batch:
         samples: Any = step.samples[task]

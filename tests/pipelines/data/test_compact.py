@@ -129,6 +129,19 @@ def test_any_number_of_segments_keeps_its_masks_and_classes(count: int) -> None:
     assert int(cropped.masks.sum(0).max()) == 1
 
 
+def test_ids_that_a_sample_does_not_list_are_unlabelled(samples: dict[str, RawSample]) -> None:
+    raw = next(iter(samples.values()))
+    config = SegmentationDataConfig(size_hw=(64, 88), augment=AugmentConfig(flip_prob=0.0))
+    whole = build_segmentation_sample(raw, config, seed=0, epoch=0).segments
+    document = json.loads(raw.member("json"))
+    # the same picture, after a sample that listed all of its ids
+    document["segments"] = document["segments"][1:]
+    raw = replace(raw, members={**raw.members, "json": json.dumps(document).encode()})
+    fewer = build_segmentation_sample(raw, config, seed=0, epoch=0).segments
+    assert torch.equal(fewer.masks, whole.masks[1:])
+    assert torch.equal(fewer.class_ids, whole.class_ids[1:])
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("denominator", [1, 2, 4, 8])
 def test_every_kind_of_jpeg_is_decoded_at_every_scale(mode: str, denominator: int) -> None:

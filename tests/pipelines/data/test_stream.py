@@ -237,6 +237,24 @@ def test_workers_end_when_their_process_is_killed(shards: Path) -> None:
     assert _run(shards, "os.kill(os.getpid(), signal.SIGKILL)").returncode == -signal.SIGKILL
 
 
+def test_a_worker_that_was_killed_ends_the_stream_and_the_other_workers(shards: Path) -> None:
+    stream = build_stream(_config(shards, 2), rank=0, world_size=1, seed=0)
+    next(stream)
+    workers = stream._items._workers
+    workers[0].kill()
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid\(?s?\)? .*exited|killed"):
+        list(islice(stream, 20))
+    assert not any(worker.is_alive() for worker in workers)
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+def test_workers_use_their_memory_again(shards: Path) -> None:
+    config = replace(_config(shards, 2), prefetch=1)
+    # two workers with two slabs each
+    assert [len(batches) for batches, _ in _steps(config, 15)] == [2] * 15
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("pin_memory", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 2])
