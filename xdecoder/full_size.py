@@ -44,12 +44,16 @@ class FullSizeMasks:
         """All masks at once."""
         return self._resized(self._logits)
 
-    def row_blocks(self) -> Iterator[tuple[slice, Float[Tensor, "q r w"]]]:
-        """Rows of all masks, from top to bottom, as many at a time as memory should hold."""
+    def row_blocks(self, num_maps: int) -> Iterator[tuple[slice, Float[Tensor, "q r w"]]]:
+        """Rows of all masks, from top to bottom, as many at a time as memory should hold.
+
+        num_maps: that the caller makes of them, where it is more than the masks.
+        """
         height, width = self._out_hw
         # resizing is linear and separable: a row of the result is a weighted sum of few rows
         weights = self._row_weights()  # [H, h4]
-        step = max(1, CHUNK_ELEMENTS // max(1, len(self) * max(width, self._canvas_hw[1])))
+        num_values = max(1, len(self), num_maps) * max(width, self._canvas_hw[1])
+        step = max(1, CHUNK_ELEMENTS // num_values)
         for top in range(0, height, step):
             rows = slice(top, min(top + step, height))
             mixed = torch.einsum("rh,qhw->qrw", weights[rows], self._logits)  # [Q, r, w4]
@@ -91,6 +95,6 @@ def semantic_ids(class_probs: Float[Tensor, "q k1"], masks: FullSizeMasks) -> In
     """The class that speaks loudest for each pixel, as `postprocess.semantic` scores them."""
     ids = torch.empty(masks.shape[1:], dtype=torch.long, device=masks.device)
     probs = class_probs[:, :-1]
-    for rows, logits in masks.row_blocks():
+    for rows, logits in masks.row_blocks(probs.shape[1]):
         ids[rows] = torch.einsum("qk,qrw->krw", probs, logits.sigmoid()).argmax(0)
     return ids
