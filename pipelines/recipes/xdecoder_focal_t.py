@@ -21,6 +21,13 @@ from xdecoder.tasks.config import LayeredWeight, LossConfig, RegionTextWeights
 # 50 passes over the 104k COCO images that survive the filter, 32 in a step
 _STEPS = 162_500
 
+_LOSSES = LossConfig(
+    # ours and not in the paper
+    region_text=RegionTextWeights(weight=0.0),
+    captioning=LayeredWeight(weight=8.0),
+    retrieval=LayeredWeight(weight=8.0),
+)
+
 
 def xdecoder_focal_t_pretrain() -> RunConfig:
     """X-Decoder with Focal-T on COCO and four million image-text pairs.
@@ -47,12 +54,7 @@ def xdecoder_focal_t_pretrain() -> RunConfig:
             initial_logit_scale=1.0,
             backbone=BackboneConfig(name="focalnet_tiny_lrf", weights="timm", drop_path=0.3),
         ),
-        losses=LossConfig(
-            # not in the paper, whose caption nouns stand by default
-            region_text=RegionTextWeights(weight=0.0),
-            captioning=LayeredWeight(weight=8.0),
-            retrieval=LayeredWeight(weight=8.0),
-        ),
+        losses=_LOSSES,
         data=DataConfig(
             segmentation=SegmentationDataConfig(
                 shards=("shards/coco",),

@@ -140,9 +140,10 @@ def test_initial_weights_are_recognised_and_what_they_lack_is_listed(file_of):
 
 def test_initial_weights_with_half_a_trunk_are_refused(file_of):
     def cut(state):
-        return {k: v for k, v in _trunks_only(state).items() if k != "backbone.norm2.bias"}
+        lost = "backbone.layers.2.blocks.5.norm1.bias"
+        return {k: v for k, v in _trunks_only(state).items() if k != lost}
 
-    with pytest.raises(CheckpointError, match=r"missing: backbone\.norms\.2\.bias"):
+    with pytest.raises(CheckpointError, match=r"missing: backbone\.stages\.2\.5\.norm1\.bias"):
         convert.check(convert.read(file_of("focal_t", cut)))
 
 
