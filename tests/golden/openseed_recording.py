@@ -109,7 +109,10 @@ class Recording:
                 pixel_std=tuple(self._input("PIXEL_STD")),
             ),
             pixel_decoder=PixelDecoderConfig(
-                num_layers=sizes["enc_layers"], num_heads=decoder["NHEADS"], ffn_dim=sizes["ffn"]
+                num_layers=sizes["enc_layers"],
+                num_heads=decoder["NHEADS"],
+                ffn_dim=sizes["ffn"],
+                is_finest_first=True,
             ),
             pyramid=PyramidConfig(
                 encodes_finest="res2" in encoded, num_extra_levels=num_levels - len(encoded)

@@ -1,5 +1,6 @@
 """Settings to modules."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from xdecoder.backbones import Backbone
@@ -19,38 +20,13 @@ def build_openseed(config: OpenSeeDConfig, *, has_initial_weights: bool = True) 
     follows anyway.
     """
     backbone = build_trunk(config.backbone, has_initial_weights)
-    pixels, pyramid, decoder = config.pixel_decoder, config.pyramid, config.decoder
     tokenizer = Tokenizer(
         context_length=config.text.context_length, num_merges=config.text.num_merges
     )
     return OpenSeeD(
         backbone=backbone,
-        pixel_decoder=MsDeform(
-            cast(Backbone, backbone).out_dims,
-            dim=config.dim,
-            mask_dim=config.mask_dim,
-            num_layers=pixels.num_layers,
-            num_heads=pixels.num_heads,
-            ffn_dim=pixels.ffn_dim,
-            num_points=pixels.num_points,
-            is_finest_first=True,
-            encodes_finest=pyramid.encodes_finest,
-            num_extra_levels=pyramid.num_extra_levels,
-        ),
-        decoder=BoxDecoder(
-            config.dim,
-            shared_dim=config.shared_dim,
-            mask_dim=config.mask_dim,
-            num_layers=decoder.num_layers,
-            num_heads=decoder.num_heads,
-            num_levels=3 + pyramid.encodes_finest + pyramid.num_extra_levels,
-            num_points=decoder.num_points,
-            ffn_dim=decoder.ffn_dim,
-            num_queries=decoder.num_queries,
-            num_background=decoder.num_background,
-            norms_twice=decoder.norms_twice,
-            proposal_sizes=decoder.proposal_sizes,
-        ),
+        pixel_decoder=_build_pixel_decoder(config, cast(Backbone, backbone).out_dims),
+        decoder=_build_decoder(config),
         text_encoder=TextEncoder(
             config.text_dim,
             num_layers=config.text.num_layers,
@@ -64,4 +40,38 @@ def build_openseed(config: OpenSeeDConfig, *, has_initial_weights: bool = True) 
         pixel_std=config.backbone.pixel_std,
         size_divisibility=config.size_divisibility,
         initial_logit_scale=config.initial_logit_scale,
+    )
+
+
+def _build_pixel_decoder(config: OpenSeeDConfig, in_dims: Sequence[int]) -> MsDeform:
+    settings, pyramid = config.pixel_decoder, config.pyramid
+    return MsDeform(
+        in_dims,
+        dim=config.dim,
+        mask_dim=config.mask_dim,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        ffn_dim=settings.ffn_dim,
+        num_points=settings.num_points,
+        is_finest_first=settings.is_finest_first,
+        encodes_finest=pyramid.encodes_finest,
+        num_extra_levels=pyramid.num_extra_levels,
+    )
+
+
+def _build_decoder(config: OpenSeeDConfig) -> BoxDecoder:
+    settings, pyramid = config.decoder, config.pyramid
+    return BoxDecoder(
+        config.dim,
+        shared_dim=config.shared_dim,
+        mask_dim=config.mask_dim,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        num_levels=3 + pyramid.encodes_finest + pyramid.num_extra_levels,
+        num_points=settings.num_points,
+        ffn_dim=settings.ffn_dim,
+        num_queries=settings.num_queries,
+        num_background=settings.num_background,
+        norms_twice=settings.norms_twice,
+        proposal_sizes=settings.proposal_sizes,
     )

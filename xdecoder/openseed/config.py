@@ -63,7 +63,7 @@ class OpenSeeDConfig:
     shared_dim: int = 512
     backbone: SwinConfig | ResNetConfig | BackboneConfig = field(default_factory=SwinConfig)
     pixel_decoder: PixelDecoderConfig = field(
-        default_factory=lambda: PixelDecoderConfig(ffn_dim=2048)
+        default_factory=lambda: PixelDecoderConfig(ffn_dim=2048, is_finest_first=True)
     )
     pyramid: PyramidConfig = field(default_factory=PyramidConfig)
     decoder: BoxDecoderConfig = field(default_factory=BoxDecoderConfig)
@@ -76,6 +76,11 @@ class OpenSeeDConfig:
             raise ConfigError(
                 "model.pixel_decoder.kind must be msdeform for OpenSeeD; "
                 f"got {self.pixel_decoder.kind}."
+            )
+        if not self.pixel_decoder.is_finest_first:
+            raise ConfigError(
+                "model.pixel_decoder.is_finest_first must be true for OpenSeeD, whose levels are "
+                "counted from the finest; got false."
             )
         if self.dim % NUM_NORM_GROUPS:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """Training of OpenSeeD: images with masks, images with boxes, or both in one step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -15,8 +15,8 @@ from xdecoder.losses.world import World
 from xdecoder.openseed.boxes import cxcywh
 from xdecoder.openseed.conditioned import assisted
 from xdecoder.openseed.config import BoxLossConfig
-from xdecoder.openseed.criterion import box_losses
-from xdecoder.openseed.denoising import disturbed
+from xdecoder.openseed.criterion import Named, box_losses
+from xdecoder.openseed.denoising import Conditions, disturbed
 from xdecoder.openseed.model import OpenSeeD
 from xdecoder.openseed.targets import BoxedTargets
 from xdecoder.pixel_decoder import Pyramid
@@ -77,18 +77,24 @@ class _BoxTask:
                 conditions=conditions,
                 num_thing_queries=output.num_foreground if has_split else None,
             )
-            terms: dict[str, Tensor] = {}
-            for prediction, sums, _ in found:
-                base, _, is_disturbed = prediction.partition("/")
-                num_groups = conditions.num_groups if conditions and is_disturbed else 1
-                suffix = "_selected" if base == "selected" else "_dn" * bool(is_disturbed)
-                for term, part in _TERMS:
-                    value = getattr(sums, part)
-                    if value is not None:
-                        key = loss_key(self.name, term + suffix, _layer(base, model))
-                        weight = getattr(self.config, part)
-                        terms[key] = weight * value / (divide * num_groups)
-            return terms
+            return {
+                key: value / divide
+                for named in found
+                for key, value in self._weighted(named, model, conditions)
+            }
+
+    def _weighted(
+        self, named: Named, model: OpenSeeD, conditions: Conditions | None
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Weighted sums of one prediction under their keys, per group of disturbed targets."""
+        base, _, is_disturbed = named.name.partition("/")
+        num_groups = conditions.num_groups if conditions and is_disturbed else 1
+        suffix = "_selected" if base == "selected" else "_dn" * bool(is_disturbed)
+        for term, part in _TERMS:
+            value = getattr(named.terms, part)
+            if value is not None:
+                key = loss_key(self.name, term + suffix, _layer(base, model))
+                yield key, getattr(self.config, part) * value / num_groups
 
     def _names(
         self, model: OpenSeeD, batch: SegmentationBatch | DetectionBatch, draws: UniformSource

@@ -29,7 +29,9 @@ def tiny_config(**changes):
         backbone=SwinConfig(
             dim=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4), window=4, drop_path=0.0
         ),
-        pixel_decoder=PixelDecoderConfig(num_layers=1, num_heads=4, ffn_dim=56),
+        pixel_decoder=PixelDecoderConfig(
+            num_layers=1, num_heads=4, ffn_dim=56, is_finest_first=True
+        ),
         decoder=BoxDecoderConfig(**decoder),
         text=TextConfig(num_layers=1, num_heads=4, context_length=16, num_merges=300),
     )
