@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(tell(options, jobs, runs)), flush=True)
     if options.rehearse_preempt is not None:
         is_slurm = options.cluster == "slurm"
-        return _rehearse(is_slurm, jobs[0], runs[0], options.rehearse_preempt)
+        code = _rehearse(is_slurm, jobs[0], runs[0], options.rehearse_preempt)
+        if code != ExitCode.FINISHED:
+            return code
     if options.wait or options.cluster == "debug":
         return _wait(jobs)
     return int(ExitCode.FINISHED)
@@ -189,7 +191,9 @@ def _wait(jobs: Sequence[submitit.Job[str]]) -> int:
     code = int(ExitCode.FINISHED)
     for job in jobs:
         error = job.exception()
-        print(f"job {job.job_id}: {job.result() if error is None else error}", flush=True)
+        # a job of several tasks has a result of each
+        outcome = job.results()[0] if error is None else error
+        print(f"job {job.job_id}: {outcome}", flush=True)
         code = code if error is None else 1
     return code
 

@@ -219,10 +219,13 @@ def tell_story(folder: Path, *events: tuple[str, int]) -> None:
 def test_rehearsal_passes_only_if_the_run_goes_on_where_it_stopped(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     resumed_at: int | None,
     code: int,
     message: str,
 ) -> None:
+    monkeypatch.setattr("slurm.rehearsal._POLL_SECONDS", 0.02)
+    monkeypatch.setattr("slurm.rehearsal._REVOKED_SECONDS", 0.1)
     # an old story in the same folder is none of this rehearsal
     tell_story(tmp_path, ("start", 0), ("stopped", 3), ("start", 3), ("resume", 3))
     hurried = []

@@ -40,6 +40,7 @@ def test_submitit_job_is_preempted_on_purpose_and_goes_on(
         jobs, "pretrain", *place, *SMALL_NODE, "--rehearse-preempt", "0.5", "--wait", *words
     )
     assert "rehearsal: resumed at step" in told
+    assert told.rstrip().endswith(": pretrain finished")
     jobs.wait_for_event(folder, "finished")
     require_same_run(folder, straight)
 
