@@ -40,9 +40,11 @@ format: setup  ## rewrite the files in our format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## time the operators against their peers on this machine
+bench: setup  ## time operators, model and data stream on this machine
 	$(BIN)/python benchmarks/bench_msda.py --device cpu
 	$(BIN)/python benchmarks/bench_masked_attention.py --device cpu
+	$(BIN)/python benchmarks/bench_model.py
+	$(BIN)/python benchmarks/bench_data.py
 
 gpu: setup  ## check and time everything that needs a GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash benchmarks/gpu_run.sh
