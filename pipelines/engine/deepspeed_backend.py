@@ -14,6 +14,7 @@ in tests/pipelines/engine/test_zero_findings.py:
 """
 
 import logging
+import math
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from pipelines.config import OptimizerConfig, ParallelConfig
 from pipelines.engine.backend import TrainedModule
 from pipelines.engine.loss_scale import LossScale
 from pipelines.engine.optim import (
+    BUCKET_VALUES,
     ParameterGroup,
     build_optimizer,
     clip_gradients,
@@ -39,8 +41,8 @@ from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
 from xdecoder.tasks.base import Counts
 
-# values in a bucket of gradients, 256 MiB: DeepSpeed's own choice is 2 GB whatever the model
-_BUCKET_VALUES = 2**26
+# DeepSpeed wants buckets of a multiple of twice the number of ranks or less
+_BUCKET_STEP = 2**10
 
 
 class DeepSpeedBackend:
@@ -234,7 +236,8 @@ def _be_alone() -> None:
 def _settings(
     config: OptimizerConfig, parallel: ParallelConfig, *, num_values: int
 ) -> dict[str, object]:
-    bucket = min(num_values, _BUCKET_VALUES)
+    # a size that DeepSpeed can align, and no larger than the model needs
+    bucket = min(math.ceil(num_values / _BUCKET_STEP) * _BUCKET_STEP, BUCKET_VALUES)
     zero: dict[str, object] = {
         "stage": parallel.zero_stage,
         "reduce_bucket_size": bucket,

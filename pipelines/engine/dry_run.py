@@ -14,8 +14,8 @@ from pipelines.data.stream import build_stream
 from pipelines.engine.distributed import ProcessPlace
 from pipelines.engine.generators import seed_generators
 from pipelines.engine.machine import to_device
-from pipelines.engine.optim import ParameterGroup, group_table, parameter_groups
-from pipelines.engine.scaling_model import GPUS, Work, state_bytes
+from pipelines.engine.optim import BUCKET_VALUES, ParameterGroup, group_table, parameter_groups
+from pipelines.engine.scaling_model import FLOAT_BYTES, GPUS, Work, state_bytes
 from pipelines.engine.scaling_table import count_table, growth_table, stage_table
 from pipelines.engine.session import build_losses
 from pipelines.engine.workload import forward_flops
@@ -171,6 +171,7 @@ def memory_table(
         zero_stage=_stage_of(config),
         is_averaged=config.optimizer.ema_decay > 0,
     )
+    state |= _zero_overhead(_num_trained(groups), config, world_size)
     table = Table(title="memory per rank, estimated")
     table.add_column("part")
     table.add_column("MiB", justify="right")
@@ -180,6 +181,16 @@ def memory_table(
     table.add_row("activations kept for backward", f"{activations / _MIB:,.1f}")
     table.add_row("together", f"{total / _MIB:,.1f}")
     return table
+
+
+def _zero_overhead(num_values: int, config: RunConfig, world_size: int) -> dict[str, float]:
+    """What DeepSpeed keeps beside the state: measured by counting the bytes of live tensors."""
+    if config.parallel.backend != "deepspeed" or config.parallel.zero_stage == 0:
+        return {}
+    return {
+        "the optimizer's own weights": num_values * FLOAT_BYTES / world_size,
+        "bucket of gradients": min(num_values, BUCKET_VALUES) * FLOAT_BYTES,
+    }
 
 
 def activation_bytes(losses: MultiTask, batches: Sequence[Batch], seed: int) -> int:

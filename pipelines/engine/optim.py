@@ -22,6 +22,9 @@ _MATRIX_OWNERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention, nn.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 # of all parameters, in a state of moments: how often the optimizer stepped
 STEP = "step"
+# in a bucket of gradients that ranks reduce together, 256 MiB; DeepSpeed's own choice is 2 GB
+# whatever the model
+BUCKET_VALUES = 2**26
 # one float32 sum over four million values was off by 2e-4 on a CPU; a norm of norms is not
 _NORM_PIECE = 2**14
 _NUMBER = re.compile(r"(?:\w+_|res)?(\d+)")

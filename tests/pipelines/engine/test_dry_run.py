@@ -36,8 +36,9 @@ def test_memory_is_summed_by_part_and_zero_shards_the_moments() -> None:
     groups = parameter_groups(model, config.optimizer)
     table = memory_table(config, groups, activations=3 * 2**20, world_size=4)
     cells = list(table.columns[1].cells)
-    # weights, gradients, two moments over four ranks, no average, activations, together
-    assert cells == ["4.0", "4.0", "2.0", "0.0", "3.0", "13.0"]
+    # weights, gradients, two moments over four ranks, no average, a fourth of the optimizer's own
+    # weights, a bucket of gradients, activations, together
+    assert cells == ["4.0", "4.0", "2.0", "0.0", "1.0", "4.0", "3.0", "18.0"]
 
 
 def test_dry_run_without_data_still_shows_parameters_and_batches(

@@ -6,11 +6,13 @@ value, sizes that ranks cannot share evenly, and a trunk that runs twice before 
 """
 
 import dataclasses
+import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.config import RunConfig
+from pipelines.engine.deepspeed_backend import DeepSpeedBackend
 from pipelines.engine.distributed import Group, read_place
 from pipelines.engine.session import Request, run
 from pipelines.engine.signals import StopFlag
+from pipelines.engine.torch_backend import TorchBackend
 from pipelines.errors import PipelineError
 from pipelines.overrides import override
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
 
 DIM, WORDS = 7, 11
+# a million values, of which the rest of the process has none
+WIDE = 1000
 
 
 class TrapModel(nn.Module):
@@ -94,6 +100,9 @@ def trap_losses_of(case: Case) -> Any:
         losses = TrapLosses(is_divided=case.trap == "divided").train()
         if case.trap == "scalar":
             losses.model.logit_scale = nn.Parameter(torch.ones(()))
+        if case.trap == "large":
+            wide = nn.Sequential(nn.Linear(DIM, WIDE), nn.Linear(WIDE, WIDE), nn.Linear(WIDE, DIM))
+            losses.model.trunk = wide
         if case.trap == "channels_last":
             losses.model.conv = nn.Conv2d(3, 2, 3).to(memory_format=torch.channels_last)
         return losses
@@ -110,6 +119,40 @@ def stream_of(case: Case) -> Any:
     return stream
 
 
+def live_bytes() -> int:
+    """Of all tensors of this process, shared storages once."""
+    tensors = [found for found in gc.get_objects() if isinstance(found, Tensor)]
+    # a gradient that nobody asked for has no object of its own
+    gradients = [found.grad for found in tensors if found.is_leaf and found.grad is not None]
+    storages = {
+        found.untyped_storage().data_ptr(): found.untyped_storage().nbytes()
+        for found in tensors + gradients
+    }
+    return sum(storages.values())
+
+
+@contextmanager
+def measuring(case: Case, rank: int) -> Iterator[None]:
+    """Write down the bytes of live tensors before the last step of a large case."""
+    backends = (TorchBackend, DeepSpeedBackend) if case.trap == "large" else ()
+    steps = {backend: backend.step for backend in backends}
+    found: list[int] = []
+
+    def step(backend: Any, factor: float) -> Tensor:
+        gc.collect()
+        found.append(live_bytes())
+        return steps[type(backend)](backend, factor)
+
+    before = live_bytes()
+    for backend in backends:
+        backend.step = step
+    yield
+    for backend, original in steps.items():
+        backend.step = original
+    if found:
+        Path(case.folder, f"bytes.rank{rank}").write_text(str(found[-1] - before))
+
+
 def main() -> None:
     cases = [Case(**case) for case in json.loads(sys.argv[1])]
     group = Group(read_place(os.environ), is_cuda=False)
@@ -120,7 +163,8 @@ def main() -> None:
         )
         config = override(tiny_config(case.folder), case.assignments)
         try:
-            run(config, request, group=group, device=torch.device("cpu"), stop=StopFlag())
+            with measuring(case, group.place.rank):
+                run(config, request, group=group, device=torch.device("cpu"), stop=StopFlag())
         except PipelineError as error:
             name = f"error.rank{group.place.rank}.txt"
             Path(case.folder, name).write_text(str(error))
