@@ -187,6 +187,53 @@ class PreemptionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What a run does about steps that go wrong, and about steps that do not come.
+
+    max_skipped, max_skipped_in_a_row: steps with a loss or gradient that is not finite are left
+    out on every rank; one more than this ends the run.
+    spikes: of the loss, `spike_sigmas` standard deviations above its mean over the last
+    `spike_window` steps. log = an event; skip = the step is left out as well.
+    stall_factor: a step that takes this many times the median of the last ones, and at least
+    stall_min_seconds, is a stall: all stacks are written to logs/. The first step of a start has
+    stall_first_seconds. on_stall: log = wait on; stop = leave with exit code 5, for a requeue.
+    heartbeat_seconds: between two signs of life of a rank; 0 = neither those nor a watch over
+    stalls.
+    """
+
+    max_skipped: int = 100
+    max_skipped_in_a_row: int = 3
+    spikes: Literal["off", "log", "skip"] = "log"
+    spike_sigmas: float = 6.0
+    spike_window: int = 100
+    stall_factor: float = 10.0
+    stall_min_seconds: float = 300.0
+    stall_first_seconds: float = 1800.0
+    on_stall: Literal["log", "stop"] = "log"
+    heartbeat_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.max_skipped < 0 or self.max_skipped_in_a_row < 0:
+            raise ConfigError(
+                "watch.max_skipped and watch.max_skipped_in_a_row must be >= 0; got "
+                f"{self.max_skipped} and {self.max_skipped_in_a_row}. 0 ends the run at once."
+            )
+        if self.spike_sigmas <= 0 or self.spike_window < 2:
+            raise ConfigError(
+                "watch.spike_sigmas must be positive and watch.spike_window >= 2; got "
+                f"{self.spike_sigmas:g} and {self.spike_window}. watch.spikes=off looks at none."
+            )
+        seconds = (self.stall_min_seconds, self.stall_first_seconds)
+        if self.stall_factor < 1 or min(seconds) <= 0 or self.heartbeat_seconds < 0:
+            raise ConfigError(
+                "watch.stall_factor must be >= 1, watch.stall_min_seconds and "
+                "watch.stall_first_seconds positive, watch.heartbeat_seconds >= 0; got "
+                f"{self.stall_factor:g}, {seconds[0]:g}, {seconds[1]:g} and "
+                f"{self.heartbeat_seconds:g}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """What is written while the run goes on; metrics.jsonl always is.
 
@@ -228,7 +275,7 @@ class LoraConfig:
     """
 
     rank: int = 0
-    alpha: float = 16.0
+    alpha: int = 16
     targets: tuple[str, ...] = (
         "out_proj",
         "linear1",
@@ -270,6 +317,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     preemption: PreemptionConfig = field(default_factory=PreemptionConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -285,6 +333,11 @@ class RunConfig:
             raise ConfigError(
                 f"name must be one folder name; got {self.name!r}. "
                 "Use output_dir for the whole path."
+            )
+        if self.watch.spikes == "skip" and self.parallel.precision == "fp16":
+            raise ConfigError(
+                "watch.spikes=skip needs parallel.precision=bf16 or fp32; got fp16, whose loss "
+                "scale would fall at every step that is left out. Set watch.spikes=log."
             )
         self._check_family()
 

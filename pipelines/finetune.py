@@ -128,7 +128,7 @@ def _finetune(options: argparse.Namespace) -> ExitCode | int:
         scored.score(start.folder, f"{task.name}-{_BEFORE}")
     asked = {"task": task.name, "assignments": assignments, "init_from": options.init_from}
     request = Request(resume=options.resume, asked=asked)
-    code = run(config, request, group=group, device=device, stop=_STOP)
+    code: ExitCode | int = run(config, request, group=group, device=device, stop=_STOP)
     if code == ExitCode.FINISHED:
         code = scored.score(find_checkpoint(config.run_folder), task.name)
         if place.is_main:

@@ -43,4 +43,4 @@ def _run_again(block: nn.Module) -> None:
         return once(*inputs)
 
     # of this object alone; the module's hooks, such as those of ZeRO-3, stay around it
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward

@@ -18,7 +18,7 @@ _SCALE = "lora_scale"
 _SLICED = "in_proj"
 
 
-def add_lora(model: nn.Module, *, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
+def add_lora(model: nn.Module, *, rank: int, alpha: int, targets: tuple[str, ...]) -> None:
     """Give the linear layers of these names additions of a rank, and freeze everything else.
 
     The products are multiplied by alpha / rank and start at zero.

@@ -49,6 +49,10 @@ class MaskPredictor:
         """Nothing: the model writes no text."""
         self._refuse("captions")
 
+    def answer(self, image: ImageArray, questions: Sequence[str]) -> list[str]:
+        """Nothing: the model reads no text."""
+        self._refuse("questions")
+
     def caption_hits(
         self, images: Sequence[ImageArray], captions: Sequence[str]
     ) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def block():
 def test_additions_start_at_zero_and_are_all_that_learns(block):
     x = torch.randn(2, 5, 8)
     before = block(x)
-    add_lora(block, rank=3, alpha=6.0, targets=("out_proj", "linear1", "linear2"))
+    add_lora(block, rank=3, alpha=6, targets=("out_proj", "linear1", "linear2"))
     assert block(x).equal(before)
     trained = {name for name, each in block.named_parameters() if each.requires_grad}
     assert len(trained) == 6
@@ -40,7 +40,7 @@ def test_additions_start_at_zero_and_are_all_that_learns(block):
 
 
 def test_merged_weights_compute_the_same_in_a_plain_model(block):
-    add_lora(block, rank=3, alpha=6.0, targets=("out_proj", "linear1"))
+    add_lora(block, rank=3, alpha=6, targets=("out_proj", "linear1"))
     with torch.no_grad():
         for name, each in block.named_parameters():
             if ".lora_" in name:
@@ -62,4 +62,4 @@ def test_weights_without_additions_stay_as_they_are():
 @pytest.mark.parametrize("targets", [("nothing",), ("in_proj",), ("out_proj", "in_proj")])
 def test_layers_that_cannot_take_additions_are_refused(block, targets):
     with pytest.raises(ConfigError, match=r"lora.targets must be among linear1, linear2, out_proj"):
-        add_lora(block, rank=2, alpha=2.0, targets=targets)
+        add_lora(block, rank=2, alpha=2, targets=targets)

@@ -71,8 +71,8 @@ class BoxHeads(nn.Module):
         self.box_mlp = MLP(dim, hidden_dim=dim, out_dim=4, num_layers=3)
         nn.init.trunc_normal_(self.class_projection.weight, std=0.02)
         # a box starts as the one before it
-        nn.init.zeros_(self.box_mlp.layers[-1].weight)
-        nn.init.zeros_(self.box_mlp.layers[-1].bias)
+        for parameter in self.box_mlp.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def named(self, states: Float[Tensor, "b q c"], names: Names) -> Float[Tensor, "b q k"]:
         """Similarity of states, as they are, to the names."""
