@@ -26,7 +26,7 @@ def checkpoint_activations(model: nn.Module) -> int:
             cast(Any, module.trunk).set_grad_checkpointing(True)
             count += 1
         elif hasattr(module, "has_checkpointing"):
-            module.has_checkpointing = True
+            module.has_checkpointing = True  # type: ignore[assignment]
             count += 1
         elif isinstance(module, _BLOCKS):
             _run_again(module)

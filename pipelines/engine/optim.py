@@ -228,7 +228,7 @@ def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
 
 
 def _norm(pieces: Sequence[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(pieces)).norm()
+    return torch.stack(torch._foreach_norm(list(pieces))).norm()
 
 
 def _part_of(name: str) -> str:

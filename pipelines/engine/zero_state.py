@@ -74,7 +74,7 @@ class ShardedMoments(WholeWeights):
         return _read_moments(
             zero.optimizer.state,
             self._trained,
-            lambda parameter, moment: parameter.get_full_hp_param(moment),
+            lambda parameter, moment: parameter.get_full_hp_param(moment),  # type: ignore[attr-defined]
         )
 
     def load(self, model: Named, moments: Named, step: int) -> None:
