@@ -8,10 +8,11 @@ Losses stay on the device until a logging step. Whatever must agree between rank
 is decided at a step boundary, on every rank alike.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ from pipelines.engine.progress import ProgressLine
 from pipelines.engine.recorder import Recorder, Row, StepRecord
 from pipelines.engine.schedule import learning_rate_factor
 from pipelines.engine.signals import StopFlag
+from pipelines.engine.skipped import SkippedSteps, poisoned, poisoned_unless_finite
+from pipelines.engine.spikes import SpikeWatch
 from pipelines.engine.state import TrainState
 from pipelines.engine.wall_time import WallTime
+from pipelines.engine.watchdog import Watchdog
 from pipelines.errors import ExitCode, NonFiniteLossError
 from pipelines.tracking.base import Tracker
 from pipelines.tracking.jsonl import EventLog
@@ -39,6 +43,7 @@ from xdecoder.losses.draws import Draws
 from xdecoder.losses.matching import NonFiniteCostError
 from xdecoder.tasks import MultiTask
 
+_log = logging.getLogger(__name__)
 Stream = Iterator[tuple[Sequence[Batch], dict[str, Any]]]
 # draws predictions of a model in evaluation mode on a training batch: step, model, batches
 DrawPanels = Callable[[int, nn.Module, Sequence[Batch]], Mapping[str, Path]]
@@ -52,7 +57,7 @@ class Surroundings:
     """What the loop talks to besides the state: other ranks, files, screens, signals, the clock.
 
     wall_time, fence: of the job and its run folder, on the main rank only. damage: what the stream
-    could not use.
+    could not use. skipped, spikes: what counts steps that were left out, and what judges losses.
     """
 
     group: Group
@@ -63,6 +68,9 @@ class Surroundings:
     stop: StopFlag
     wall_time: WallTime | None = None
     damage: DamageCount | None = None
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
+    spikes: SpikeWatch | None = None
+    watchdog: Watchdog | None = None
     fence: Fence | None = None
     draw_panels: DrawPanels | None = None
 
@@ -74,7 +82,7 @@ def train(
 
     The state is saved before every return. Raises what `Recorder.rows` and the two checks do.
     """
-    recorder = Recorder(group=around.group)
+    recorder = Recorder(group=around.group, skipped=around.skipped, spikes=around.spikes)
     progress = ProgressLine(
         num_steps=config.steps, first_step=state.step, is_shown=around.group.place.is_main
     )
@@ -96,6 +104,8 @@ def train(
             _tell_saved(around)
             if is_drawing:
                 _draw(state, batches, around)
+            if around.watchdog is not None:
+                around.watchdog.beat(state.step)
             if is_stopping:
                 return _stopped(state, around)
     return ExitCode.FINISHED
@@ -114,12 +124,16 @@ def train_step(
     on_device = [to_device(tuple(batches), around.device) for batches, _ in micro_batches]
     counts = _mean_counts(losses, on_device)
     sums: dict[str, torch.Tensor] = {}
+    is_spike = False
     for index, batches in enumerate(on_device):
         draws = Draws(config.seed, state.step * num_micro + index, rank)
-        terms = _terms(state, batches, draws, counts)
-        state.backend.backward(sum_of(terms))
+        terms = _terms(state, batches, draws, counts, config)
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach() / num_micro
+        loss = poisoned_unless_finite(sum_of(terms))
+        if around.spikes is not None and index == num_micro - 1:
+            is_spike = around.spikes.must_skip(sum_of(sums))
+        state.backend.backward(poisoned(loss) if is_spike else loss)
 
     factor = learning_rate_factor(config.schedule, state.step, config.steps)
     scale = state.backend.loss_scale
@@ -137,22 +151,34 @@ def train_step(
         learning_rate=config.optimizer.learning_rate * factor,
         loss_scale=loss_scale,
         data_seconds=data_seconds,
+        is_spike=is_spike,
     )
     return record, on_device[-1]
 
 
 def _terms(
-    state: TrainState, batches: Sequence[Batch], draws: Draws, counts: Mapping[str, float] | None
+    state: TrainState,
+    batches: Sequence[Batch],
+    draws: Draws,
+    counts: Mapping[str, float] | None,
+    config: RunConfig,
 ) -> Mapping[str, torch.Tensor]:
-    """Loss terms of some batches; costs that cannot be matched are reported as losses are."""
+    """Loss terms of some batches; costs that cannot be matched are a loss that is not finite.
+
+    Under DeepSpeed they end the run: there, every rank must use the same parameters in a step.
+    """
     try:
         return state.backend.forward(batches, draws, counts)
     except NonFiniteCostError as error:
         keys = ", ".join(key for batch in batches for key in batch.keys)
-        raise NonFiniteLossError(
-            f"step {state.step + 1}: {error} Keys of the batches: {keys}. The newest checkpoint is "
-            "from before this step."
-        ) from error
+        message = f"step {state.step + 1}: {error} Keys of the batches: {keys}."
+        if config.parallel.backend == "deepspeed":
+            raise NonFiniteLossError(
+                f"{message} The newest checkpoint is from before this step."
+            ) from error
+        _log.warning(message)
+    anchor = next(value for value in state.model.parameters() if value.requires_grad)
+    return {"match/cost/0": anchor.sum() * torch.nan}
 
 
 def sum_of(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -186,12 +212,24 @@ def _report(
     rows[-1]["memory_gib"] = memory
     if around.damage is not None:
         rows[-1]["damaged_samples"] = _count_damage(state, around.damage, around.events)
+    _keep_watch_state(state, around)
     progress.show(rows[-1], memory_gib=memory)
     for tracker in around.trackers:
         tracker.log_rows(rows)
     if around.damage is not None:
         around.damage.check(num_drawn(state.data or {}))
     return rows[-1]
+
+
+def _keep_watch_state(state: TrainState, around: Surroundings) -> None:
+    """Save what a resumed run needs to leave out the steps that this one would."""
+    kept: dict[str, Any] = {}
+    if around.skipped.total:
+        kept["num_skipped"] = around.skipped.total
+    if around.spikes is not None and around.spikes.recent:
+        kept["recent_losses"] = around.spikes.recent
+    if kept:
+        state.data = {**(state.data or {}), **kept}
 
 
 def _count_damage(state: TrainState, damage: DamageCount, events: EventLog | None) -> int:

@@ -1,6 +1,7 @@
 """One line per logging step: a moving bar on a terminal, plain lines anywhere else."""
 
 import logging
+import math
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -58,7 +59,7 @@ def describe_row(row: Mapping[str, float | int], *, num_steps: int, memory_gib: 
     )
     eta = (num_steps - row["step"]) * row["seconds_per_step"]
     return (
-        f"step {row['step']}/{num_steps}  loss {row['loss']:.3f} ({tasks})  "
+        f"step {row['step']}/{num_steps}  loss {row.get('loss', math.nan):.3f} ({tasks})  "
         f"lr {row['learning_rate']:.2e}  grad {row['gradient_norm']:.2f}  "
         f"{row['seconds_per_step']:.2f} s/it  data {100 * row['data_wait']:.0f} %  "
         f"{row['images_per_second']:.1f} img/s  {memory_gib:.1f} GiB  eta {duration(eta)}"

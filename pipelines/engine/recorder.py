@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pipelines.engine.distributed import Group
-from pipelines.errors import NonFiniteLossError
+from pipelines.engine.skipped import SkippedSteps
+from pipelines.engine.spikes import SpikeWatch
 
 _LAYER = re.compile(r"/\d+$")
 Row = dict[str, float | int]
@@ -24,6 +25,7 @@ class StepRecord:
     keys: of the samples in this rank's batches. terms: weighted loss terms.
     loss_scale: that the gradients of this step had, in fp16; there a gradient norm that is not
     finite is no error but a step that was left out while the scale falls.
+    is_spike: left out because its loss jumped.
     """
 
     step: int
@@ -34,13 +36,19 @@ class StepRecord:
     learning_rate: float
     loss_scale: float | None = None
     data_seconds: float = 0.0
+    is_spike: bool = False
 
 
 @dataclass(kw_only=True)
 class Recorder:
-    """Holds the records of a few steps, and turns them into one row per step."""
+    """Holds the records of a few steps, and turns them into one row per step.
+
+    skipped: what counts steps that were left out. spikes: what judges the rows.
+    """
 
     group: Group
+    skipped: SkippedSteps = field(default_factory=SkippedSteps)
+    spikes: SpikeWatch | None = None
     records: list[StepRecord] = field(default_factory=list)
     _since: float = field(default_factory=time.perf_counter)
 
@@ -52,17 +60,18 @@ class Recorder:
         """One row per held step, averaged over ranks; the last one also has the timing.
 
         Raises:
-            NonFiniteLossError: naming the first bad step, its tasks, keys and terms, on all ranks.
+            NonFiniteLossError: too many steps were left out; on all ranks.
         """
         if not self.records:
             return []
         records, self.records = self.records, []
         values = self.group.gather(_to_numbers(records))
-        for index, record in enumerate(records):
-            self._require_finite(record, [ranks[index] for ranks in values])
-        rows = [
-            _row(record, [ranks[index] for ranks in values]) for index, record in enumerate(records)
-        ]
+        rows = []
+        for record, ranks in zip(records, zip(*values, strict=True), strict=True):
+            self._count_left_out(record, ranks)
+            rows.append(_row(record, ranks))
+            if self.spikes is not None:
+                self.spikes.see_row(rows[-1], is_skipped=record.is_spike)
         now = time.perf_counter()
         elapsed, self._since = now - self._since, now
         data_seconds = sum(record.data_seconds for record in records)
@@ -74,21 +83,18 @@ class Recorder:
         }
         return rows
 
-    def _require_finite(self, record: StepRecord, ranks: Sequence[Mapping[str, float]]) -> None:
+    def _count_left_out(self, record: StepRecord, ranks: Sequence[Mapping[str, float]]) -> None:
         bad = sorted(
             {name for values in ranks for name, value in values.items() if not math.isfinite(value)}
         )
-        if not bad or (bad == ["gradient_norm"] and record.loss_scale is not None):
+        is_meant = record.loss_scale is not None or record.is_spike
+        if not bad or (bad == ["gradient_norm"] and is_meant):
+            self.skipped.saw_good_step()
             return
         # every rank sees the same numbers, so every rank comes here
-        keys = [key for rank in self.group.gather(record.keys) for key in rank]
-        tasks = sorted({name.split("/")[0] for name in bad if "/" in name}) or ["all"]
+        keys = self.group.gather(record.keys)
         terms = {name: [values.get(name) for values in ranks] for name in bad}
-        raise NonFiniteLossError(
-            f"step {record.step}: every loss must be finite; task {', '.join(tasks)} has {terms} "
-            f"(one value per rank). Keys of the batches: {', '.join(keys)}. Look at these samples, "
-            "or lower optimizer.learning_rate; the newest checkpoint is from before this step."
-        )
+        self.skipped.saw_bad_step(record.step, keys, terms)
 
 
 def _to_numbers(records: Sequence[StepRecord]) -> list[dict[str, float]]:
@@ -115,6 +121,9 @@ def _row(record: StepRecord, ranks: Sequence[Mapping[str, float]]) -> Row:
         row["loss_scale"] = record.loss_scale
     if not math.isfinite(row["gradient_norm"]):
         row["gradient_norm"], row["left_out"] = 0.0, 1
+    if not math.isfinite(row["loss"]):
+        # JSON has no NaN; what each rank had is in the event
+        return {name: value for name, value in row.items() if name != "loss"}
     # a term that a rank does not have counts as zero there, so that terms add up to the loss
     for values in ranks:
         for name, value in values.items():

@@ -10,6 +10,7 @@ Every leg is a fork of this process, which has everything imported and has compu
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -304,7 +305,9 @@ def _cut_copy(source: Path, target: Path, *, before: int) -> None:
 
 def _compare(title: str, first: Leg, second: Leg, *, tolerance: float) -> Comparison:
     losses = [
-        {row["step"]: row["loss"] for row in read_metrics(leg.folder)} for leg in (first, second)
+        # a step that was left out has no loss
+        {row["step"]: row.get("loss", math.inf) for row in read_metrics(leg.folder)}
+        for leg in (first, second)
     ]
     keys = [_global_keys(leg.folder) for leg in (first, second)]
     rows = tuple(

@@ -4,7 +4,7 @@ import json
 import logging
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,11 @@ from pipelines.engine.machine import describe, prepare_process
 from pipelines.engine.optim import ParameterGroup, freeze, group_table, parameter_groups
 from pipelines.engine.run_folder import prepare_folder
 from pipelines.engine.signals import StopFlag
+from pipelines.engine.skipped import SkippedSteps
+from pipelines.engine.spikes import SpikeWatch
 from pipelines.engine.state import TrainState
 from pipelines.engine.torch_backend import TorchBackend
+from pipelines.engine.watchdog import Watchdog
 from pipelines.errors import CheckpointError, ExitCode, PipelineError
 from pipelines.families import build_model_of, build_tasks_of
 from pipelines.initial_weights import load_initial_weights
@@ -109,6 +112,9 @@ def run(
             stop=stop,
             wall_time=wall_time,
             damage=damage,
+            skipped=_count_skipped(config, state, events),
+            spikes=_watch_spikes(config, state, group, events),
+            watchdog=_watch_rank(config, state, group, restart, events),
             fence=fence,
             draw_panels=request.draw_panels,
         )
@@ -129,6 +135,42 @@ def _count_damage(
     )
     stream.device, stream.on_damage = device, damage.add
     return damage
+
+
+def _count_skipped(config: RunConfig, state: TrainState, events: EventLog | None) -> SkippedSteps:
+    return SkippedSteps(
+        max_total=config.watch.max_skipped,
+        max_in_a_row=config.watch.max_skipped_in_a_row,
+        total=(state.data or {}).get("num_skipped", 0),
+        tell=events.write if events else None,
+    )
+
+
+def _watch_spikes(
+    config: RunConfig, state: TrainState, group: Group, events: EventLog | None
+) -> SpikeWatch:
+    return SpikeWatch(
+        action=config.watch.spikes,
+        sigmas=config.watch.spike_sigmas,
+        window=config.watch.spike_window,
+        recent=(state.data or {}).get("recent_losses", ()),
+        gather=group.gather,
+        tell=events.write if events else None,
+    )
+
+
+def _watch_rank(
+    config: RunConfig, state: TrainState, group: Group, restart: int, events: EventLog | None
+) -> Watchdog:
+    return Watchdog(
+        config.run_folder,
+        config.watch,
+        rank=group.place.rank,
+        restart=restart,
+        step=state.step,
+        loader_state=lambda: state.data,
+        tell=events.write if events else None,
+    )
 
 
 def _build_state(
@@ -164,7 +206,8 @@ def _train_and_tell(
     state: TrainState, losses: MultiTask, stream: Stream, config: RunConfig, around: Surroundings
 ) -> ExitCode:
     try:
-        code = train(state, losses, stream, config, around)
+        with around.watchdog or nullcontext():
+            code = train(state, losses, stream, config, around)
     except PipelineError as error:
         _tell(around.events, "failed", {"step": state.step, "error": str(error)})
         raise

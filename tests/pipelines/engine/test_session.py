@@ -129,7 +129,7 @@ def test_non_finite_loss_leaves_no_poisoned_checkpoint(
 ) -> None:
     monkeypatch.setenv("TINY_POISON_STEP", "5")
     with pytest.raises(NonFiniteLossError, match=r"step 6: .*image_text.*shard5/0-0"):
-        train_tiny(tmp_path, "tracking.log_every=50")
+        train_tiny(tmp_path, "tracking.log_every=50", "watch.max_skipped=0")
     assert (tmp_path / "checkpoints" / "latest").resolve().name == "step_00000003"
     assert read_events(tmp_path)[-1]["event"] == "failed"
     log = (tmp_path / "logs" / "start000.rank00000.log").read_text()
