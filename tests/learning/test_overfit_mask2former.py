@@ -50,7 +50,9 @@ REDUCED = (
 @pytest.mark.slow
 def test_eight_photographs_are_learnt_by_heart(shared_dir: Path, tmp_path: Path) -> None:
     root, shards, out = tmp_path / "root", tmp_path / "shards", tmp_path / "run"
-    few_images(shared_dir / "data" / "coco_mini", root)
+    # a tall picture is padded to the canvas in training and alone in evaluation, which moves its
+    # positions; scale jitter teaches that, and learning by heart does without it
+    few_images(shared_dir / "data" / "coco_mini", root, wide_only=True)
     run("pipelines.prepare", "coco", "--root", root, "--split", "train", "--out", shards)
     words = [word for change in REDUCED for word in ("--set", change)]
     run("pipelines.pretrain", "--recipe", "mask2former_coco_panoptic", "--shards", shards,

@@ -13,7 +13,7 @@ NUM_IMAGES = 8
 NUM_STEPS = 400
 
 
-def few_images(source: Path, root: Path) -> None:
+def few_images(source: Path, root: Path, *, wide_only: bool = False) -> None:
     """A COCO-format folder with the first images that have every kind of annotation."""
     annotations = source / "annotations"
     kinds = ("panoptic", "instances", "captions")
@@ -21,7 +21,9 @@ def few_images(source: Path, root: Path) -> None:
         kind: json.loads((annotations / f"{kind}_train2017.json").read_text()) for kind in kinds
     }
     known = [{entry["image_id"] for entry in whole[kind]["annotations"]} for kind in kinds]
-    chosen = set(sorted(set.intersection(*known))[:NUM_IMAGES])
+    shown = whole["panoptic"]["images"]
+    wanted = {each["id"] for each in shown if each["width"] > each["height"] or not wide_only}
+    chosen = set(sorted(set.intersection(wanted, *known))[:NUM_IMAGES])
     (root / "annotations").mkdir(parents=True)
     (root / "images").mkdir()
     (root / "images" / "train2017").symlink_to(source / "images" / "train2017")
