@@ -1,7 +1,8 @@
-"""`python -m pipelines.report RUN`: a run as one HTML page, or its tables as Markdown or LaTeX.
+"""`python -m pipelines.report RUN`: a run as one HTML page, as tables, or live in the terminal.
 
 python -m pipelines.report runs/demo
 python -m pipelines.report runs/demo --table
+python -m pipelines.report runs/demo --follow
 python -m pipelines.report runs/large --table --format latex --against focall-last
 """
 
@@ -11,6 +12,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from pipelines.cli import main_of
 from pipelines.engine.checkpoint import find_checkpoint, load_model
@@ -26,6 +29,7 @@ from pipelines.evaluation.published import (
 from pipelines.evaluation.sets import SETS, data_of_report
 from pipelines.evaluation.suite import RESULTS_NAME, read_results
 from pipelines.evaluation.table import markdown_table
+from pipelines.follow import follow
 from pipelines.report_page import RunFacts, render_page
 from pipelines.tracking.jsonl import read_events, read_metrics
 
@@ -58,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
         default="focalt-last",
         help="the published model beside ours; default: %(default)s",
     )
+    parser.add_argument("--follow", action="store_true", help="show the run while it goes on")
+    parser.add_argument("--once", action="store_true", help="with --follow: one frame, then leave")
     parser.add_argument(
         "--num-panels", type=int, default=4, help="best and worst images to draw; 0: none"
     )
@@ -65,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> ExitCode:
-    """Write the page, or print the table."""
+    """Write the page, print the table, or follow the run."""
+    if options.follow:
+        follow(options.run, Console(), is_once=options.once)
+        return ExitCode.FINISHED
     results = read_results(options.run / "eval" / RESULTS_NAME)
     is_needed = options.table and not results
     report = _read_report(options.report or options.run / "report.json", is_needed=is_needed)

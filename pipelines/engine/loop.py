@@ -33,6 +33,7 @@ from pipelines.engine.signals import StopFlag
 from pipelines.engine.skipped import SkippedSteps, poisoned, poisoned_unless_finite
 from pipelines.engine.spikes import SpikeWatch
 from pipelines.engine.state import TrainState
+from pipelines.engine.utilisation import Utilisation
 from pipelines.engine.wall_time import WallTime
 from pipelines.engine.watchdog import Watchdog
 from pipelines.errors import ExitCode, NonFiniteLossError
@@ -71,6 +72,7 @@ class Surroundings:
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
     spikes: SpikeWatch | None = None
     watchdog: Watchdog | None = None
+    utilisation: Utilisation | None = None
     fence: Fence | None = None
     draw_panels: DrawPanels | None = None
 
@@ -90,6 +92,8 @@ def train(
         while state.step < config.steps:
             record, batches = train_step(state, losses, stream, config, around)
             recorder.add(record)
+            if around.utilisation is not None:
+                around.utilisation.count_once(losses, batches, config.seed)
             is_stopping = around.group.any_is_true(_wants_to_stop(around))
             is_last = is_stopping or state.step == config.steps
             is_saving = is_last or state.step % config.checkpoint.every_steps == 0
@@ -210,6 +214,9 @@ def _report(
         return {}
     memory = memory_gib(around.device)
     rows[-1]["memory_gib"] = memory
+    share = around.utilisation and around.utilisation.share(rows[-1]["seconds_per_step"])
+    if share is not None:
+        rows[-1]["mfu"] = share
     if around.damage is not None:
         rows[-1]["damaged_samples"] = _count_damage(state, around.damage, around.events)
     _keep_watch_state(state, around)

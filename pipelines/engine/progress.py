@@ -58,11 +58,12 @@ def describe_row(row: Mapping[str, float | int], *, num_steps: int, memory_gib: 
         if name.startswith("loss/")
     )
     eta = (num_steps - row["step"]) * row["seconds_per_step"]
+    mfu = f"mfu {100 * row['mfu']:.0f} %  " if "mfu" in row else ""
     return (
         f"step {row['step']}/{num_steps}  loss {row.get('loss', math.nan):.3f} ({tasks})  "
         f"lr {row['learning_rate']:.2e}  grad {row['gradient_norm']:.2f}  "
         f"{row['seconds_per_step']:.2f} s/it  data {100 * row['data_wait']:.0f} %  "
-        f"{row['images_per_second']:.1f} img/s  {memory_gib:.1f} GiB  eta {duration(eta)}"
+        f"{row['images_per_second']:.1f} img/s  {memory_gib:.1f} GiB  {mfu}eta {duration(eta)}"
     )
 
 

@@ -34,6 +34,7 @@ from pipelines.engine.skipped import SkippedSteps
 from pipelines.engine.spikes import SpikeWatch
 from pipelines.engine.state import TrainState
 from pipelines.engine.torch_backend import TorchBackend
+from pipelines.engine.utilisation import build_utilisation
 from pipelines.engine.watchdog import Watchdog
 from pipelines.errors import CheckpointError, ExitCode, PipelineError
 from pipelines.families import build_model_of, build_tasks_of
@@ -115,6 +116,7 @@ def run(
             skipped=_count_skipped(config, state, events),
             spikes=_watch_spikes(config, state, group, events),
             watchdog=_watch_rank(config, state, group, restart, events),
+            utilisation=build_utilisation(device, config.parallel),
             fence=fence,
             draw_panels=request.draw_panels,
         )

@@ -196,6 +196,6 @@ def _flight_recorder() -> bytes:
     if not dist.is_initialized() or dist.get_backend() != "nccl":
         return b""
     # the only way to read it from Python
-    from torch._C._distributed_c10d import _dump_nccl_trace
+    from torch._C._distributed_c10d import _dump_nccl_trace  # type: ignore[attr-defined]
 
     return _dump_nccl_trace()

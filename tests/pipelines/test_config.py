@@ -10,6 +10,7 @@ from pipelines.config import (
     RunConfig,
     ScheduleConfig,
     TrackingConfig,
+    WatchConfig,
 )
 from pipelines.errors import ConfigError
 from pipelines.overrides import from_json, override, to_json
@@ -52,6 +53,21 @@ def test_recipe_says_how_to_run_it_and_what_to_expect(name: str) -> None:
         (
             lambda: CheckpointConfig(keep_every_steps=1500),
             "multiple of checkpoint.every_steps=1000",
+        ),
+        (
+            lambda: WatchConfig(max_skipped=-1),
+            "max_skipped_in_a_row must be >= 0; got -1 and 3. 0 ends the run at once",
+        ),
+        (lambda: WatchConfig(spike_window=1), "spike_window >= 2; got 6 and 1. watch.spikes=off"),
+        (lambda: WatchConfig(stall_factor=0.5), "stall_factor must be >= 1, .* got 0.5, 300, 1800"),
+        (
+            lambda: RunConfig(
+                name="x",
+                steps=3,
+                watch=WatchConfig(spikes="skip"),
+                parallel=ParallelConfig(precision="fp16"),
+            ),
+            "watch.spikes=skip needs parallel.precision=bf16 or fp32; got fp16",
         ),
         (lambda: TrackingConfig(log_every=0), "tracking.log_every must be >= 1"),
         (lambda: RunConfig(name="x", steps=0), "steps must be >= 1; got 0"),
