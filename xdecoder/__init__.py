@@ -1,8 +1,8 @@
 """What most programs need, by its short name; each is loaded when it is first asked for.
 
-    from xdecoder import Referring, XDecoder
-    model = XDecoder.from_pretrained("runs/demo")
-    answer = model.predict(Image.open("photo.jpg"), Referring(phrases=("the red circle",)))
+from xdecoder import Referring, XDecoder
+model = XDecoder.from_pretrained("runs/demo")
+answer = model.predict(Image.open("photo.jpg"), Referring(phrases=("the red circle",)))
 """
 
 import importlib
