@@ -159,7 +159,7 @@ def _ranks(heartbeats: Sequence[Heartbeat], now: float, *, is_running: bool) -> 
         table.add_column(name, justify="left" if name in ("host", "state") else "right")
     slowest = sorted(heartbeats, key=lambda each: (each.step, each.step_time))
     for each in slowest[:_MAX_RANKS]:
-        silence = now - each.time
+        silence, in_step = now - each.time, duration(max(0.0, now - each.step_time))
         state = "lives"
         if not is_running:
             state = "has left"
@@ -169,7 +169,7 @@ def _ranks(heartbeats: Sequence[Heartbeat], now: float, *, is_running: bool) -> 
             state = f"silent for {duration(silence)}"
         table.add_row(
             *(str(each.rank), each.host, str(each.pid), str(each.step)),
-            *(f"{each.median_seconds:.2f}", duration(max(0.0, now - each.step_time)), state),
+            *(f"{each.median_seconds:.2f}", in_step if is_running else "", state),
             style="" if state in ("lives", "has left") else "red",
         )
     if len(slowest) > _MAX_RANKS:
@@ -181,7 +181,13 @@ def _last_events(events: Sequence[Row]) -> RenderableType:
     table = Table(box=box.SIMPLE)
     for name in ("time", "event", "facts"):
         table.add_column(name, no_wrap=name != "facts")
-    for event in events[-_NUM_EVENTS:]:
+    # of checkpoints in a row only the last one says something
+    told_events = [
+        event
+        for event, after in zip(events, [*events[1:], {}], strict=True)
+        if (event["event"], after.get("event")) != ("checkpoint", "checkpoint")
+    ]
+    for event in told_events[-_NUM_EVENTS:]:
         facts = {name: value for name, value in event.items() if name not in _HIDDEN}
         told = "  ".join(f"{name} {value}" for name, value in facts.items())
         moment = datetime.fromtimestamp(event["time"]).astimezone()

@@ -214,9 +214,8 @@ def _report(
         return {}
     memory = memory_gib(around.device)
     rows[-1]["memory_gib"] = memory
-    share = around.utilisation and around.utilisation.share(rows[-1]["seconds_per_step"])
-    if share is not None:
-        rows[-1]["mfu"] = share
+    if around.utilisation is not None:
+        rows[-1] |= around.utilisation.columns(rows[-1]["seconds_per_step"])
     if around.damage is not None:
         rows[-1]["damaged_samples"] = _count_damage(state, around.damage, around.events)
     _keep_watch_state(state, around)

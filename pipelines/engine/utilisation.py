@@ -60,11 +60,11 @@ class Utilisation:
         with torch.random.fork_rng():
             self._flops = _PASSES * self._num_micro * forward_flops(losses, batches, seed)
 
-    def share(self, seconds_per_step: float) -> float | None:
-        """The MFU in [0, 1] of steps that took so long."""
+    def columns(self, seconds_per_step: float) -> dict[str, float]:
+        """The MFU in [0, 1] of steps that took so long, by its name; nothing where it is unknown."""
         if self._peak is None or self._flops is None:
-            return None
-        return self._flops / seconds_per_step / self._peak
+            return {}
+        return {"mfu": self._flops / seconds_per_step / self._peak}
 
 
 def build_utilisation(device: torch.device, config: ParallelConfig) -> Utilisation:

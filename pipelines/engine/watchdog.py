@@ -175,8 +175,12 @@ class Watchdog:
         os._exit(ExitCode.HANG)
 
     def _tell_event(self, kind: str, facts: Mapping[str, Any]) -> None:
-        if self._tell is not None:
+        if self._tell is None:
+            return
+        try:
             self._tell(kind, facts)
+        except OSError as error:
+            _log.warning("no event %s: %s", kind, error)
 
 
 def _describe_children() -> list[str]:

@@ -25,6 +25,7 @@ def run(tmp_path: Path) -> Path:
     events = [
         {"time": NOW - 250, "event": "start", "restart": 0, "step": 0},
         {"time": NOW - 200, "event": "start", "restart": 1, "step": 0},
+        *({"time": NOW - 99, "event": "checkpoint", "step": step} for step in (5, 10)),
         {"time": NOW - 90, "event": "skipped_step", "restart": 1, "step": 11, "keys": ["secret"]},
     ]
     write_lines(folder / "events.jsonl", events)
@@ -86,6 +87,7 @@ def test_one_frame_has_what_a_person_watches(run: Path) -> None:
     event = line_with(lines, "skipped_step")
     assert "step 11" in event
     assert "secret" not in event
+    assert "step 10" in line_with(lines, "checkpoint")
 
 
 def test_the_rank_behind_comes_first_and_silent_ones_are_named(run: Path) -> None:

@@ -7,15 +7,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from pipelines.engine import loop
 from pipelines.engine.checkpoint_files import read_tensors
 from pipelines.engine.skipped import SkippedSteps, poisoned, poisoned_unless_finite
 from pipelines.errors import NonFiniteLossError
+from pipelines.overrides import override
 from pipelines.tracking.jsonl import read_events, read_metrics
+from xdecoder.losses.draws import Draws
+from xdecoder.losses.matching import NonFiniteCostError
 
 POISONED_INDEX = 5
 EVERY_STEP = ("checkpoint.every_steps=1", "checkpoint.keep_last=20", "tracking.log_every=3")
@@ -74,6 +79,35 @@ def test_a_poisoned_step_changes_no_weight_and_tells_its_keys(
     assert not [name for name in rows[6] if "loss" in name or "/" in name]
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert "left_out" not in rows[7]
+
+
+def test_costs_that_cannot_be_matched_leave_the_step_out(
+    tmp_path: Path, train_tiny: Callable[..., int], tiny: Any
+) -> None:
+    class Unmatched(tiny.TinyLosses):
+        def forward(self, batches: Any, draws: Any, counts: Any = None) -> Any:
+            if batches[0].keys[0].startswith("shard5/"):
+                raise NonFiniteCostError("match: costs must be finite.")
+            return super().forward(batches, draws, counts)
+
+    code = train_tiny(tmp_path, *EVERY_STEP, make_losses=lambda *_: Unmatched().train())
+    assert code == 0
+    assert_step_was_left_out(tmp_path)
+    (event,) = (each for each in read_events(tmp_path) if each["event"] == "skipped_step")
+    assert event["keys"] == [["shard5/0-0", "shard5/0-1"]]
+    assert event["terms"]["match/cost/0"] == ["nan"]
+
+
+def test_under_deepspeed_they_end_the_run(tiny: Any, tmp_path: Path) -> None:
+    class Unmatched:
+        def forward(self, *_: object) -> None:
+            raise NonFiniteCostError("match: costs must be finite.")
+
+    config = override(tiny.tiny_config(str(tmp_path)), ["parallel.backend=deepspeed"])
+    batches, _ = next(tiny.tiny_stream(None, rank=0, world_size=1, seed=1))
+    state: Any = SimpleNamespace(step=4, backend=Unmatched())
+    with pytest.raises(NonFiniteLossError, match=r"step 5: match: .*Keys .*: shard0/0-0, .*newest"):
+        loop._terms(state, batches, Draws(1, 0, 0), None, config)
 
 
 @pytest.mark.dist

@@ -46,7 +46,7 @@ def test_three_passes_of_every_micro_batch_count_and_dropout_goes_on_as_before(
     losses: Any = tiny.TinyLosses().train()
     (batch,), _ = next(tiny.tiny_stream(None, rank=0, world_size=1, seed=1))
     made = Utilisation(1e6, num_micro=2)
-    assert made.share(1.0) is None
+    assert made.columns(1.0) == {}
     before = torch.get_rng_state()
     made.count_once(losses, (batch,), 1)
     assert torch.equal(torch.get_rng_state(), before)
@@ -57,9 +57,9 @@ def test_three_passes_of_every_micro_batch_count_and_dropout_goes_on_as_before(
     expected = convolution + head
     if int(batch.captions[0]) % 2:
         expected += 2 * num_images * tiny.CHANNELS * 2
-    assert made.share(0.5) == pytest.approx(3 * 2 * expected / 0.5 / 1e6)
+    assert made.columns(0.5)["mfu"] == pytest.approx(3 * 2 * expected / 0.5 / 1e6)
     made.count_once(losses, (batch, batch), 1)
-    assert made.share(0.5) == pytest.approx(3 * 2 * expected / 0.5 / 1e6)
+    assert made.columns(0.5)["mfu"] == pytest.approx(3 * 2 * expected / 0.5 / 1e6)
 
 
 def test_rows_have_it_where_the_peak_is_known(

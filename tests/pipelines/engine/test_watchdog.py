@@ -76,6 +76,23 @@ def test_a_stalled_step_leaves_stacks_and_loader_state_once(
     assert f"  {worker.pid} " in text
 
 
+def test_a_full_disk_does_not_end_the_watch(
+    watchdog: Watchdog, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(watchdog, "_tell", refuse)
+    monkeypatch.setattr(watchdog, "_write_stall", refuse)
+    monkeypatch.setattr(watchdog._file, "write", refuse)
+    with watchdog:
+        watchdog.beat(41)
+        wait_until(lambda: "no event stall: No space" in caplog.text)
+        assert watchdog._thread.is_alive()
+    assert "no stacks in" in caplog.text
+    assert "no heartbeat" in caplog.text
+
+
 def test_a_step_may_take_a_multiple_of_the_median(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watchdog: Watchdog
 ) -> None:
