@@ -88,12 +88,13 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--no-before", action="store_true", help="do not score before training")
     add_change_options(parser, which)
     parser.set_defaults(init_from=DEFAULT_NAME)
+    own_help = {
+        "init_from": "a run, a checkpoint, a converted folder, or the name of published weights: "
+        f"{', '.join(NAMES)}; default: %(default)s",
+        "shards": f"where the packed data of all tasks are kept; default: {_SHARDS}",
+    }
     for action in parser._actions:
-        if action.dest == "init_from":
-            action.help = (
-                "a run, a checkpoint, a converted folder, or the name of published weights: "
-                f"{', '.join(NAMES)}; default: %(default)s"
-            )
+        action.help = own_help.get(action.dest, action.help)
     return parser
 
 
@@ -113,7 +114,7 @@ def _finetune(options: argparse.Namespace) -> ExitCode | int:
     place = read_place(os.environ)
     device = choose_device(planned.parallel, place)
     group = Group(place, is_cuda=device.type == "cuda")
-    shards = group.main_does(lambda: _packed(data, planned, num_workers=place.world_size))
+    shards = group.main_does(lambda: _packed(data, options, num_workers=place.world_size))
     config = override(finetuning(task, start, shards=shards, answers=answers), assignments)
     config = smoke(config) if options.smoke else config
     if options.dry_run:
@@ -202,9 +203,9 @@ def _root_of(assignments: Sequence[str]) -> str:
     return roots[-1] if roots else ""
 
 
-def _packed(data: TaskData, config: RunConfig, *, num_workers: int) -> tuple[str, ...]:
+def _packed(data: TaskData, options: argparse.Namespace, *, num_workers: int) -> tuple[str, ...]:
     """The folder of shards of the task's data, made if it is not there."""
-    folder = data.shard_folder(_SHARDS)
+    folder = data.shard_folder(Path(options.shards or _SHARDS))
     _log.info("%s: packing %s into %s, unless it is there", data.task.name, data.root, folder)
     data.pack(folder, num_workers=num_workers)
     return (str(folder),)
