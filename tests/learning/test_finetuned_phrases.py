@@ -23,7 +23,8 @@ def test_phrases_get_better_masks_than_before(tmp_path: Path) -> None:
     run("pipelines.pretrain", "--recipe", "scenes", "--shards", shards, "--output-dir", first,
         "--set", f"steps={PRETRAINING_STEPS}", "--set", "tracking.panels_every=0")  # fmt: skip
     run("pipelines.finetune", "--task", "refcoco", "--set", f"data.root={scenes}", "--init-from",
-        first, "--output-dir", second, "--shards", tmp_path / "packed", "--set", f"steps={FINETUNING_STEPS}")  # fmt: skip
+        first, "--output-dir", second, "--shards", tmp_path / "packed",
+        "--set", f"steps={FINETUNING_STEPS}")  # fmt: skip
     results = json.loads((second / "eval" / "results.json").read_text())
     before, after = results["refcoco-before"], results["refcoco"]
     assert after["refer_ciou"] >= before["refer_ciou"] + MARGIN
