@@ -8,7 +8,6 @@ Losses stay on the device until a logging step. Whatever must agree between rank
 is decided at a step boundary, on every rank alike.
 """
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,7 +43,6 @@ from xdecoder.losses.draws import Draws
 from xdecoder.losses.matching import NonFiniteCostError
 from xdecoder.tasks import MultiTask
 
-_log = logging.getLogger(__name__)
 Stream = Iterator[tuple[Sequence[Batch], dict[str, Any]]]
 # draws predictions of a model in evaluation mode on a training batch: step, model, batches
 DrawPanels = Callable[[int, nn.Module, Sequence[Batch]], Mapping[str, Path]]
@@ -128,10 +126,11 @@ def train_step(
     on_device = [to_device(tuple(batches), around.device) for batches, _ in micro_batches]
     counts = _mean_counts(losses, on_device)
     sums: dict[str, torch.Tensor] = {}
-    is_spike = False
+    is_spike, complaint = False, ""
     for index, batches in enumerate(on_device):
         draws = Draws(config.seed, state.step * num_micro + index, rank)
-        terms = _terms(state, batches, draws, counts, config)
+        terms, found = _terms(state, batches, draws, counts, config)
+        complaint = complaint or found
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach() / num_micro
         loss = poisoned_unless_finite(sum_of(terms))
@@ -156,6 +155,7 @@ def train_step(
         loss_scale=loss_scale,
         data_seconds=data_seconds,
         is_spike=is_spike,
+        complaint=complaint,
     )
     return record, on_device[-1]
 
@@ -166,23 +166,24 @@ def _terms(
     draws: Draws,
     counts: Mapping[str, float] | None,
     config: RunConfig,
-) -> Mapping[str, torch.Tensor]:
+) -> tuple[Mapping[str, torch.Tensor], str]:
     """Loss terms of some batches; costs that cannot be matched are a loss that is not finite.
 
+    With what the matcher complains of, else an empty text.
     Under DeepSpeed they end the run: there, every rank must use the same parameters in a step.
     """
     try:
-        return state.backend.forward(batches, draws, counts)
+        return state.backend.forward(batches, draws, counts), ""
     except NonFiniteCostError as error:
-        keys = ", ".join(key for batch in batches for key in batch.keys)
-        message = f"step {state.step + 1}: {error} Keys of the batches: {keys}."
+        complaint = str(error)
         if config.parallel.backend == "deepspeed":
+            keys = ", ".join(key for batch in batches for key in batch.keys)
             raise NonFiniteLossError(
-                f"{message} The newest checkpoint is from before this step."
+                f"step {state.step + 1}: {complaint} Keys of the batches: {keys}. The newest "
+                "checkpoint is from before this step."
             ) from error
-        _log.warning(message)
     anchor = next(value for value in state.model.parameters() if value.requires_grad)
-    return {"match/cost/0": anchor.sum() * torch.nan}
+    return {"match/cost/0": anchor.sum() * torch.nan}, complaint
 
 
 def sum_of(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:

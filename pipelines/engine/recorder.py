@@ -25,7 +25,7 @@ class StepRecord:
     keys: of the samples in this rank's batches. terms: weighted loss terms.
     loss_scale: that the gradients of this step had, in fp16; there a gradient norm that is not
     finite is no error but a step that was left out while the scale falls.
-    is_spike: left out because its loss jumped.
+    is_spike: left out because its loss jumped. complaint: why a loss could not be computed.
     """
 
     step: int
@@ -37,6 +37,7 @@ class StepRecord:
     loss_scale: float | None = None
     data_seconds: float = 0.0
     is_spike: bool = False
+    complaint: str = ""
 
 
 @dataclass(kw_only=True)
@@ -92,9 +93,11 @@ class Recorder:
             self.skipped.saw_good_step()
             return
         # every rank sees the same numbers, so every rank comes here
-        keys = self.group.gather(record.keys)
+        gathered = self.group.gather((record.keys, record.complaint))
+        keys = [rank for rank, _ in gathered]
+        complaint = next((text for _, text in gathered if text), "")
         terms = {name: [values.get(name) for values in ranks] for name in bad}
-        self.skipped.saw_bad_step(record.step, keys, terms)
+        self.skipped.saw_bad_step(record.step, keys, terms, complaint=complaint)
 
 
 def _to_numbers(records: Sequence[StepRecord]) -> list[dict[str, float]]:

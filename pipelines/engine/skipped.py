@@ -51,11 +51,17 @@ class SkippedSteps:
         self._in_a_row = 0
 
     def saw_bad_step(
-        self, step: int, keys: Sequence[Sequence[str]], terms: Mapping[str, Sequence[float | None]]
+        self,
+        step: int,
+        keys: Sequence[Sequence[str]],
+        terms: Mapping[str, Sequence[float | None]],
+        *,
+        complaint: str = "",
     ) -> None:
         """Write down a step that was left out.
 
         keys: of the samples, by rank. terms: what was not finite, with its value on every rank.
+        complaint: why a loss could not be computed at all.
 
         Raises:
             NonFiniteLossError: naming the step, tasks, keys and terms, when it is one too many.
@@ -66,13 +72,18 @@ class SkippedSteps:
         if self._tell is not None:
             # JSON has no NaN
             values = {name: [str(value) for value in ranks] for name, ranks in terms.items()}
-            facts = {"tasks": tasks, "terms": values, "keys": [list(rank) for rank in keys]}
-            self._tell("skipped_step", {"step": step, **facts, "num_skipped": self.total})
+            facts: dict[str, Any] = {
+                "tasks": tasks,
+                "terms": values,
+                "keys": [list(rank) for rank in keys],
+            }
+            facts |= {"complaint": complaint, "num_skipped": self.total}
+            self._tell("skipped_step", {"step": step, **facts})
         if self.total <= self._max_total and self._in_a_row <= self._max_in_a_row:
             return
         raise NonFiniteLossError(
-            f"step {step}: every loss must be finite; task {', '.join(tasks)} has {dict(terms)} "
-            f"(one value per rank). Keys of the batches: "
+            f"step {step}: {complaint or 'every loss must be finite;'} task {', '.join(tasks)} "
+            f"has {dict(terms)} (one value per rank). Keys of the batches: "
             f"{', '.join(key for rank in keys for key in rank)}. Left out so far: {self.total} "
             f"steps, {self._in_a_row} of them in a row; watch.max_skipped={self._max_total}, "
             f"watch.max_skipped_in_a_row={self._max_in_a_row}. Look at these samples, or lower "

@@ -61,7 +61,7 @@ class Utilisation:
             self._flops = _PASSES * self._num_micro * forward_flops(losses, batches, seed)
 
     def columns(self, seconds_per_step: float) -> dict[str, float]:
-        """The MFU in [0, 1] of steps that took so long, by its name; nothing where it is unknown."""
+        """The MFU in [0, 1] of steps that took so long, by its name, where it is known."""
         if self._peak is None or self._flops is None:
             return {}
         return {"mfu": self._flops / seconds_per_step / self._peak}

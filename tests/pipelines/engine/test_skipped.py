@@ -96,6 +96,7 @@ def test_costs_that_cannot_be_matched_leave_the_step_out(
     (event,) = (each for each in read_events(tmp_path) if each["event"] == "skipped_step")
     assert event["keys"] == [["shard5/0-0", "shard5/0-1"]]
     assert event["terms"]["match/cost/0"] == ["nan"]
+    assert event["complaint"] == "match: costs must be finite."
 
 
 def test_under_deepspeed_they_end_the_run(tiny: Any, tmp_path: Path) -> None:
