@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import json
 import logging
 import sys
@@ -20,6 +21,7 @@ from pipelines.recipes import RECIPES
 from xdecoder.config import ConfigError as ModelConfigError
 
 _SMOKE_STEPS = 3
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE)
 # of one value in the overview, in characters
 _LONGEST_SHOWN = 80
 
@@ -201,6 +203,15 @@ def main_of(
     except ModelConfigError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return int(ExitCode.USAGE)
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        print(
+            f"{parser.prog}: {error}. The disk of the run is full, read-only or gone; "
+            "mend that and give the same command again, which goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        return int(ExitCode.DATA)
     except (torch.OutOfMemoryError, MemoryError) as error:
         print(
             f"{parser.prog}: out of memory ({error}). Lower data.*.batch_size, or raise "

@@ -1,6 +1,8 @@
 import argparse
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,4 +113,23 @@ def test_unknown_programming_errors_are_not_hidden(tmp_path: Path) -> None:
         raise KeyError("ours")
 
     with pytest.raises(KeyError):
+        main_of(verb, argparse.ArgumentParser(), [])
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_fails_ends_with_one_line(fault: int, capsys: Any) -> None:
+    def verb(_options: argparse.Namespace) -> int:
+        raise OSError(fault, "written in full", "metrics.jsonl")
+
+    assert main_of(verb, argparse.ArgumentParser(prog="pretrain"), []) == 3
+    text = capsys.readouterr().err
+    assert "written in full: 'metrics.jsonl'" in text
+    assert "goes on from the last checkpoint" in text
+
+
+def test_a_file_that_a_program_forgot_is_not_hidden() -> None:
+    def verb(_options: argparse.Namespace) -> int:
+        raise FileNotFoundError(errno.ENOENT, "no such file", "ours.py")
+
+    with pytest.raises(FileNotFoundError):
         main_of(verb, argparse.ArgumentParser(), [])
