@@ -35,9 +35,10 @@ def mask2former_coco_panoptic() -> RunConfig:
         --protect coco-2017-val
     python -m pipelines.pretrain --recipe mask2former_coco_panoptic --init-from converted/r50
 
-    Hardware: 8 V100 in the paper. Expected: PQ 51.9, AP 41.7, mIoU 61.7 on val2017 in the paper
-    (Swin-T 53.2, S 54.6, B 55.1); not yet run here. Other trunks: --set model.backbone.name=swin_t.
-    Class names and their number are taken from the shards.
+    Hardware: 8 V100 in the paper. Time: not measured.
+    Expected: PQ 51.9, AP 41.7, mIoU 61.7 on val2017 in the paper (Swin-T 53.2, S 54.6, B
+    55.1); not yet run here. Other trunks: --set model.backbone.name=swin_t. Class names and their
+    number are taken from the shards.
     """
     return RunConfig(
         name="mask2former_coco_panoptic",
@@ -73,6 +74,7 @@ def mask2former_coco_panoptic_swin_l() -> RunConfig:
     python -m pipelines.pretrain --recipe mask2former_coco_panoptic_swin_l \\
         --init-from converted/swin_l_22k
 
+    Hardware: GPUs that hold the batch together. Time: not measured.
     Expected: PQ 57.8, AP 48.6, mIoU 67.4 on val2017 in the paper; not yet run here.
     """
     return replace(
@@ -88,6 +90,7 @@ def mask2former_coco_instance() -> RunConfig:
 
     python -m pipelines.pretrain --recipe mask2former_coco_instance --init-from converted/r50
 
+    Hardware: GPUs that hold the batch together. Time: not measured.
     Expected: AP 43.7 on val2017 in the paper (Swin-T 45.0, L 50.1); not yet run here.
     """
     return replace(

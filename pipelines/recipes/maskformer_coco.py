@@ -32,6 +32,7 @@ def maskformer_coco_panoptic() -> RunConfig:
 
     python -m pipelines.pretrain --recipe maskformer_coco_panoptic --init-from converted/r50
 
+    Hardware: GPUs that hold the batch together. Time: not measured.
     Expected: PQ 46.5 on val2017 in the paper (R101 47.6); not yet run here. Images are jittered in
     scale where the paper resizes the shorter side to 480..800 and crops half of them.
     """
@@ -68,6 +69,7 @@ def maskformer_coco_panoptic_swin_t() -> RunConfig:
     python -m pipelines.pretrain --recipe maskformer_coco_panoptic_swin_t \\
         --init-from converted/swin_t
 
+    Hardware: GPUs that hold the batch together. Time: not measured.
     Expected: PQ 47.7 on val2017 in the paper; not yet run here. The backbone learns as fast as the
     rest.
     """

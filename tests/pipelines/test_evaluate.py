@@ -36,8 +36,13 @@ def test_the_runs_own_folder_and_split_are_the_default(tiny_run: Path, tmp_path:
 
 
 def test_a_table_is_printed(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # wide enough that no cell is broken
+    monkeypatch.setenv("COLUMNS", "160")
     words = ["--checkpoint", str(tiny_run), "--out", str(tmp_path), "--stages", "retrieval"]
     assert main([*words, "--max-images", "2"]) == 0
     assert "captions of other images" in capsys.readouterr().out

@@ -94,6 +94,8 @@ def test_lost_node_requeues_the_job_which_goes_on_from_its_newest_checkpoint(
     require_same_run(folder, straight)
 
 
+# a minute is SLURM's shortest limit; on a busy machine a run has not even started by then
+@pytest.mark.slow
 def test_time_limit_saves_and_requeues(
     jobs: TrainingJobs, frozen: tuple[str, Path], straight: Path
 ) -> None:
