@@ -117,7 +117,8 @@ def kill_tree(process: subprocess.Popen) -> None:
 
 
 def losses(metrics: Path) -> dict[int, float]:
-    return {row["step"]: row["loss"] for row in read_rows(metrics)}
+    # a step that was left out has no loss
+    return {row["step"]: row["loss"] for row in read_rows(metrics) if "loss" in row}
 
 
 def events(run: Path, name: str) -> list[dict]:
