@@ -97,7 +97,8 @@ def test_two_ranks_stopped_through_one_and_then_killed_continue_exactly(
 def test_bad_number_on_one_rank_stops_both_with_the_keys_of_both(
     tmp_path: Path, start_tiny: Start
 ) -> None:
-    process = start_tiny(tmp_path, ranks=2, environment={"TINY_POISON_STEP": "5"})
+    poisoned = {"TINY_POISON_STEP": "5"}
+    process = start_tiny(tmp_path, "--set", "watch.max_skipped=0", ranks=2, environment=poisoned)
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert "exitcode  : 4" in output
     failed = read_events(tmp_path)[-1]
