@@ -20,7 +20,7 @@ stop.forced_exit.latest = time.time() + latest if latest else None
 stop.forced_exit.last_words = lambda: print("last words", flush=True)
 child = os.fork()
 if child == 0:
-    time.sleep(20)
+    time.sleep(120)
     os._exit(0)
 print("ready", child, flush=True)
 ctypes.PyDLL(None)
