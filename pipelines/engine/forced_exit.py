@@ -39,8 +39,7 @@ class ForcedExit:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        # a forked worker has signals of its own, which are no business of this process
-        os.register_at_fork(after_in_child=_stop_listening)
+        self._leave_forks_alone()
         self._is_watching = True
         threading.Thread(target=self._wait, args=(reader,), daemon=True, name="stop").start()
 
@@ -48,6 +47,25 @@ class ForcedExit:
         """Never leave by force from now on."""
         self._is_watching = False
         _stop_listening()
+
+    def _leave_forks_alone(self) -> None:
+        """A forked worker shares the pipe, but its signals are no business of this process.
+
+        They wait from before the fork until the worker has let go of the pipe.
+        """
+
+        def hold() -> None:
+            held.append(signal.pthread_sigmask(signal.SIG_BLOCK, self._exit_codes))
+
+        def release() -> None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held.pop())
+
+        def let_go() -> None:
+            _stop_listening()
+            release()
+
+        held: list[set[int | signal.Signals]] = []
+        os.register_at_fork(before=hold, after_in_parent=release, after_in_child=let_go)
 
     def _wait(self, reader: int) -> None:
         first, began = 0, 0.0

@@ -69,8 +69,6 @@ def test_end_of_the_job_comes_before_a_long_grace() -> None:
     end(process, child)
 
 
-# now and then a signal to the child still ends the parent; why is not known
-@pytest.mark.slow
 def test_without_a_limit_and_without_a_signal_nothing_happens() -> None:
     process, child = start(0.0)
     process.send_signal(signal.SIGTERM)
