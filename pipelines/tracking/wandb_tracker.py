@@ -57,6 +57,8 @@ class WandbTracker:
     def finish(self) -> None:
         # the writer is asynchronous: without this the last rows are lost
         self._run.finish()
+        # and its service still holds bytes of the file when it says so; its end writes them
+        self._wandb.teardown()
 
 
 def _import_wandb() -> Any:
