@@ -31,7 +31,7 @@ def mask2former_coco_panoptic() -> RunConfig:
     """Mask2Former R50 on COCO panoptic, 133 classes.
 
     python -m pipelines.convert R-50.pkl converted/r50
-    python -m pipelines.prepare coco --root coco --split train --out shards/coco \\
+    python -m pipelines.prepare coco --root coco --split train=train2017 --out shards/coco \\
         --protect coco-2017-val
     python -m pipelines.pretrain --recipe mask2former_coco_panoptic --init-from converted/r50
 

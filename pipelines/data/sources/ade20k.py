@@ -20,6 +20,7 @@ from pipelines.data.records import (
     Category,
     CocoRecord,
     CocoSplit,
+    LabelCode,
     LabelMap,
     PanopticSegment,
 )
@@ -30,6 +31,7 @@ from pipelines.data.sources.base import (
     Source,
     files_by_stem,
     first_words,
+    labelled_split,
     read_names,
     stuff_categories,
 )
@@ -58,21 +60,18 @@ def _read_semantic(request: Request) -> CocoSplit:
     images = files_by_stem(request.root / "images" / folder, "*.jpg")
     labels = request.root / "annotations" / folder
     category_of = {category.id: category.id for category in categories}
-    return CocoSplit(
-        name=request.split,
-        records=tuple(
-            CocoRecord(
-                image_id=number,
-                image_path=path,
-                size_hw=UNKNOWN_SIZE_HW,
-                label_map=LabelMap(
-                    path=labels / f"{stem}.png", code="index", category_of=category_of
-                ),
-                identities=(f"ade20k:{stem}",),
+    return labelled_split(
+        request,
+        (
+            (
+                stem,
+                path,
+                LabelMap(path=labels / f"{stem}.png", code="index", category_of=category_of),
             )
-            for number, (stem, path) in enumerate(images.items())
+            for stem, path in images.items()
         ),
-        panoptic_categories=categories,
+        categories,
+        space="ade20k",
     )
 
 
@@ -160,23 +159,15 @@ def _read_full(request: Request) -> CocoSplit:
         images = {path.stem: path for path in paths}
         category_of = {number: number for number, _ in entries}
         labels = {stem: path.with_name(f"{stem}_seg.png") for stem, path in images.items()}
-    return CocoSplit(
-        name=request.split,
-        records=tuple(
-            CocoRecord(
-                image_id=number,
-                image_path=path,
-                size_hw=UNKNOWN_SIZE_HW,
-                label_map=LabelMap(
-                    path=labels[stem],
-                    code="index" if converted.is_dir() else "ade_rgb",
-                    category_of=category_of,
-                ),
-                identities=(f"ade20k:{stem}",),
-            )
-            for number, (stem, path) in enumerate(images.items())
+    code: LabelCode = "index" if converted.is_dir() else "ade_rgb"
+    return labelled_split(
+        request,
+        (
+            (stem, path, LabelMap(path=labels[stem], code=code, category_of=category_of))
+            for stem, path in images.items()
         ),
-        panoptic_categories=stuff_categories(entries),
+        stuff_categories(entries),
+        space="ade20k",
     )
 
 

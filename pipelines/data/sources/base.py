@@ -1,10 +1,16 @@
 """What a source is: a named data set, the files that it consists of, and how they are read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.data.records import Category, CocoSplit
+from pipelines.data.records import (
+    UNKNOWN_SIZE_HW,
+    Category,
+    CocoRecord,
+    CocoSplit,
+    LabelMap,
+)
 from pipelines.errors import ConfigError, DataError
 
 VOCABULARIES = Path(__file__).resolve().parents[1] / "vocabularies"
@@ -140,6 +146,33 @@ def read_names(path: Path) -> tuple[tuple[int, str], ...]:
 def stuff_categories(entries: tuple[tuple[int, str], ...]) -> tuple[Category, ...]:
     """Classes of a semantic label map, none of which is counted."""
     return tuple(Category(id=number, name=name, is_thing=False) for number, name in entries)
+
+
+def labelled_split(
+    request: Request,
+    pictures: Iterable[tuple[str, Path, LabelMap]],
+    categories: Sequence[Category],
+    *,
+    space: str,
+    annotation_files: tuple[Path, ...] = (),
+) -> CocoSplit:
+    """A split of key, image and label map; `space` is whose names the keys are."""
+    return CocoSplit(
+        name=request.split,
+        records=tuple(
+            CocoRecord(
+                image_id=number,
+                image_path=image,
+                size_hw=UNKNOWN_SIZE_HW,
+                key=key,
+                label_map=label_map,
+                identities=(f"{space}:{key}",),
+            )
+            for number, (key, image, label_map) in enumerate(pictures)
+        ),
+        panoptic_categories=tuple(categories),
+        annotation_files=annotation_files,
+    )
 
 
 def first_words(entries: tuple[tuple[int, str], ...]) -> tuple[tuple[int, str], ...]:

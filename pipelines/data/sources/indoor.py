@@ -10,12 +10,13 @@ sunrgbd-37    ROOT/SUNRGBD-{train,test}_images/img-*.jpg, and
 from functools import partial
 from pathlib import Path
 
-from pipelines.data.records import UNKNOWN_SIZE_HW, CocoRecord, CocoSplit, LabelMap
+from pipelines.data.records import CocoSplit, LabelMap
 from pipelines.data.sources.base import (
     VOCABULARIES,
     NeededFile,
     Request,
     Source,
+    labelled_split,
     listed_stems,
     read_names,
     stuff_categories,
@@ -60,20 +61,14 @@ def _split(
     files: tuple[Path, ...],
 ) -> CocoSplit:
     category_of = {number: number for number, _ in entries}
-    return CocoSplit(
-        name=request.split,
-        records=tuple(
-            CocoRecord(
-                image_id=number,
-                image_path=image,
-                size_hw=UNKNOWN_SIZE_HW,
-                key=key,
-                label_map=LabelMap(path=label, code="index", category_of=category_of),
-                identities=(f"{space}:{key}",),
-            )
-            for number, (key, image, label) in enumerate(pairs)
+    return labelled_split(
+        request,
+        (
+            (key, image, LabelMap(path=label, code="index", category_of=category_of))
+            for key, image, label in pairs
         ),
-        panoptic_categories=stuff_categories(entries),
+        stuff_categories(entries),
+        space=space,
         annotation_files=files,
     )
 

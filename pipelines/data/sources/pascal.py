@@ -12,18 +12,13 @@ VOC's unlabelled ground stays unlabelled: it is no class.
 from functools import partial
 from pathlib import Path
 
-from pipelines.data.records import (
-    UNKNOWN_SIZE_HW,
-    Category,
-    CocoRecord,
-    CocoSplit,
-    LabelMap,
-)
+from pipelines.data.records import Category, CocoSplit, LabelMap
 from pipelines.data.sources.base import (
     VOCABULARIES,
     NeededFile,
     Request,
     Source,
+    labelled_split,
     listed_stems,
     read_names,
     stuff_categories,
@@ -40,26 +35,21 @@ def _read_voc(request: Request) -> CocoSplit:
     entries = read_names(VOCABULARIES / "voc_20.txt")
     list_path = request.root / "ImageSets" / "Segmentation" / f"{request.split}.txt"
     category_of = {number: number for number, _ in entries}
-    return CocoSplit(
-        name=request.split,
-        records=tuple(
-            CocoRecord(
-                image_id=number,
-                image_path=request.root / "JPEGImages" / f"{stem}.jpg",
-                size_hw=UNKNOWN_SIZE_HW,
-                label_map=LabelMap(
-                    path=request.root / "SegmentationClass" / f"{stem}.png",
-                    code="class_and_object",
-                    category_of=category_of,
-                    object_path=request.root / "SegmentationObject" / f"{stem}.png",
-                ),
-                identities=(f"voc:{stem}",),
-            )
-            for number, stem in enumerate(listed_stems(list_path))
-        ),
-        panoptic_categories=tuple(
-            Category(id=number, name=name, is_thing=True) for number, name in entries
-        ),
+    root = request.root
+
+    def labels(stem: str) -> LabelMap:
+        return LabelMap(
+            path=root / "SegmentationClass" / f"{stem}.png",
+            code="class_and_object",
+            category_of=category_of,
+            object_path=root / "SegmentationObject" / f"{stem}.png",
+        )
+
+    return labelled_split(
+        request,
+        ((stem, _image(root, stem), labels(stem)) for stem in listed_stems(list_path)),
+        [Category(id=number, name=name, is_thing=True) for number, name in entries],
+        space="voc",
         annotation_files=(list_path,),
     )
 
@@ -72,23 +62,24 @@ def _read_context(num_classes: int, request: Request) -> CocoSplit:
     labels = request.root / "trainval"
     stems = [stem for stem in listed_stems(list_path) if (labels / f"{stem}.mat").exists()]
     category_of = {number: number for number, _ in entries}
-    return CocoSplit(
-        name=request.split,
-        records=tuple(
-            CocoRecord(
-                image_id=number,
-                image_path=request.root / "JPEGImages" / f"{stem}.jpg",
-                size_hw=UNKNOWN_SIZE_HW,
-                label_map=LabelMap(
-                    path=labels / f"{stem}.mat", code="mat", category_of=category_of
-                ),
-                identities=(f"voc:{stem}",),
+    return labelled_split(
+        request,
+        (
+            (
+                stem,
+                _image(request.root, stem),
+                LabelMap(path=labels / f"{stem}.mat", code="mat", category_of=category_of),
             )
-            for number, stem in enumerate(stems)
+            for stem in stems
         ),
-        panoptic_categories=stuff_categories(entries),
+        stuff_categories(entries),
+        space="voc",
         annotation_files=(list_path, request.root / "labels.txt"),
     )
+
+
+def _image(root: Path, stem: str) -> Path:
+    return root / "JPEGImages" / f"{stem}.jpg"
 
 
 def _few_names(root: Path, number_of: dict[str, int]) -> tuple[tuple[int, str], ...]:

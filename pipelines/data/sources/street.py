@@ -9,15 +9,15 @@ Cityscapes' pictures are PNG and become JPEG of quality 95 with full colour.
 
 from pathlib import Path
 
-from pipelines.data.records import (
-    UNKNOWN_SIZE_HW,
-    Category,
-    CocoRecord,
-    CocoSplit,
-    LabelCode,
-    LabelMap,
+from pipelines.data.records import Category, CocoSplit, LabelCode, LabelMap
+from pipelines.data.sources.base import (
+    VOCABULARIES,
+    NeededFile,
+    Request,
+    Source,
+    labelled_split,
+    read_names,
 )
-from pipelines.data.sources.base import VOCABULARIES, NeededFile, Request, Source, read_names
 
 _CITYSCAPES = "https://www.cityscapes-dataset.com/downloads/"
 _BDD = "https://bdd-data.berkeley.edu/portal.html"
@@ -68,24 +68,18 @@ def _split(
     space: str,
 ) -> CocoSplit:
     category_of = {number: number for number, _ in entries}
-    return CocoSplit(
-        name=request.split,
-        records=tuple(
-            CocoRecord(
-                image_id=number,
-                image_path=image,
-                size_hw=UNKNOWN_SIZE_HW,
-                key=stem,
-                label_map=LabelMap(
-                    path=label, code=code, category_of=category_of, object_classes=objects
-                ),
-                identities=(f"{space}:{stem}",),
+    return labelled_split(
+        request,
+        (
+            (
+                stem,
+                image,
+                LabelMap(path=label, code=code, category_of=category_of, object_classes=objects),
             )
-            for number, (stem, image, label) in enumerate(pairs)
+            for stem, image, label in pairs
         ),
-        panoptic_categories=tuple(
-            Category(id=number, name=name, is_thing=number in objects) for number, name in entries
-        ),
+        [Category(id=number, name=name, is_thing=number in objects) for number, name in entries],
+        space=space,
     )
 
 

@@ -1,6 +1,7 @@
 """Reading result files strictly: a mistake is named with its file and place, never guessed away."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,7 @@ def check_distinct(path: Path, keys: Iterable[Any], what: str) -> None:
     Raises:
         DataError: it does; the first few are named.
     """
-    seen: set[Any] = set()
-    twice = {key: None for key in keys if key in seen or seen.add(key)}  # type: ignore[func-returns-value]
+    twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
         raise DataError(
             f"{path}: every {what} must occur once; {some(twice)} occur more often. "
