@@ -67,6 +67,23 @@ class SegmentationDataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectionDataConfig:
+    """Images with boxes of things; masks, where shards have them, are not read.
+
+    The fields mean what they mean in `SegmentationDataConfig`.
+    """
+
+    shards: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    size_hw: SizeHW = (96, 128)
+    batch_size: int = 0
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        _check_task("detection", self.shards, self.weights, self.size_hw, self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageTextDataConfig:
     """Images with one caption each, drawn from those that an image has.
 
@@ -85,7 +102,7 @@ class ImageTextDataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The mixture of one step: a segmentation batch and an image-text batch, sizes over all ranks.
+    """The mixture of one step: a batch of each task, sizes over all ranks, 0 = without the task.
 
     split: which split of the shards. num_workers: loader processes per rank, 0 = in the training
     process. prefetch: steps that each worker prepares ahead. pin_memory: copy to a GPU from memory
@@ -101,6 +118,7 @@ class DataConfig:
     """
 
     segmentation: SegmentationDataConfig = field(default_factory=SegmentationDataConfig)
+    detection: DetectionDataConfig = field(default_factory=DetectionDataConfig)
     image_text: ImageTextDataConfig = field(default_factory=ImageTextDataConfig)
     root: str = ""
     split: str = "train"
@@ -115,10 +133,11 @@ class DataConfig:
     protected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.segmentation.batch_size == 0 and self.image_text.batch_size == 0:
+        parts = (self.segmentation, self.detection, self.image_text)
+        if not any(part.batch_size for part in parts):
             raise ConfigError(
-                "data: at least one of segmentation.batch_size and image_text.batch_size "
-                "must be positive; got 0 and 0."
+                "data: at least one of segmentation.batch_size, detection.batch_size and "
+                "image_text.batch_size must be positive; got 0, 0 and 0."
             )
         lowest = {"num_workers": 0, "prefetch": 1, "shuffle_window": 1, "max_damaged": 0}
         for name, low in lowest.items():

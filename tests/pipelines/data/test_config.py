@@ -3,6 +3,7 @@ import pytest
 from pipelines.data.config import (
     AugmentConfig,
     DataConfig,
+    DetectionDataConfig,
     ImageTextDataConfig,
     SegmentationDataConfig,
 )
@@ -24,6 +25,11 @@ from pipelines.errors import ConfigError
             lambda: ImageTextDataConfig(shards=("a",), weights=(0.0,)),
             "data.image_text: weights must be positive",
         ),
+        (
+            lambda: DetectionDataConfig(shards=("a", "b"), weights=(1.0,)),
+            r"data.detection: weights must be empty or one per shard folder \(2\); got 1",
+        ),
+        (lambda: DetectionDataConfig(batch_size=-2), "data.detection: batch_size must be >= 0"),
         (lambda: ImageTextDataConfig(size_hw=(0, 5)), "size_hw must be two positive numbers"),
         (lambda: ImageTextDataConfig(batch_size=-1), "batch_size must be >= 0; got -1"),
         (lambda: DataConfig(num_workers=-1), "data.num_workers must be >= 0; got -1"),
@@ -41,10 +47,20 @@ from pipelines.errors import ConfigError
                 segmentation=SegmentationDataConfig(batch_size=0),
                 image_text=ImageTextDataConfig(batch_size=0),
             ),
-            "at least one of segmentation.batch_size and image_text.batch_size",
+            "at least one of segmentation.batch_size, detection.batch_size and image_text",
         ),
     ],
 )
 def test_impossible_values_say_what_is_possible(build, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build()
+
+
+def test_detection_data_alone_make_a_step() -> None:
+    data = DataConfig(
+        segmentation=SegmentationDataConfig(batch_size=0),
+        detection=DetectionDataConfig(shards=("a",), batch_size=2),
+        image_text=ImageTextDataConfig(batch_size=0),
+    )
+    assert data.detection.batch_size == 2
+    assert DataConfig().detection.batch_size == 0
