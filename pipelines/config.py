@@ -8,6 +8,7 @@ from pipelines.data.config import DataConfig
 from pipelines.errors import ConfigError
 from xdecoder.config import ModelConfig
 from xdecoder.mask_former.config import MaskFormerConfig, MaskLossConfig
+from xdecoder.openseed.config import BoxLossConfig, OpenSeeDConfig
 from xdecoder.tasks.config import LossConfig
 
 
@@ -292,6 +293,14 @@ class LoraConfig:
             )
 
 
+# of each family
+_LOSSES_OF: dict[type, type] = {
+    ModelConfig: LossConfig,
+    MaskFormerConfig: MaskLossConfig,
+    OpenSeeDConfig: BoxLossConfig,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run.
@@ -308,8 +317,8 @@ class RunConfig:
     seed: int = 0
     deterministic: bool = True
     init_from: str = ""
-    model: ModelConfig | MaskFormerConfig = field(default_factory=ModelConfig)
-    losses: LossConfig | MaskLossConfig = field(default_factory=LossConfig)
+    model: ModelConfig | MaskFormerConfig | OpenSeeDConfig = field(default_factory=ModelConfig)
+    losses: LossConfig | MaskLossConfig | BoxLossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -342,16 +351,18 @@ class RunConfig:
         self._check_family()
 
     def _check_family(self) -> None:
-        has_fixed_classes = isinstance(self.model, MaskFormerConfig)
-        if has_fixed_classes != isinstance(self.losses, MaskLossConfig):
+        if not isinstance(self.losses, _LOSSES_OF[type(self.model)]):
             raise ConfigError(
                 "model and losses must be of one family; got "
                 f"{type(self.model).__name__} and {type(self.losses).__name__}. "
                 "Start from a recipe of the family."
             )
-        if has_fixed_classes and self.data.image_text.batch_size:
+        reads_captions = isinstance(self.model, ModelConfig)
+        if not reads_captions and self.data.image_text.batch_size:
+            closed = isinstance(self.model, MaskFormerConfig)
+            whose = "a model with a fixed list of classes" if closed else "OpenSeeD"
             raise ConfigError(
-                "data.image_text.batch_size must be 0 for a model with a fixed list of classes, "
+                f"data.image_text.batch_size must be 0 for {whose}, "
                 f"which reads no captions; got {self.data.image_text.batch_size}."
             )
 

@@ -17,16 +17,20 @@ from xdecoder.mask_former.config import MaskFormerConfig, MaskLossConfig
 from xdecoder.mask_former.model import MaskFormer
 from xdecoder.mask_former.task import MaskTask
 from xdecoder.model import XDecoder
+from xdecoder.openseed.build import build_openseed
+from xdecoder.openseed.config import BoxLossConfig, OpenSeeDConfig
+from xdecoder.openseed.model import OpenSeeD
+from xdecoder.openseed.task import BoxedSegmentationTask, DetectionTask
 from xdecoder.tasks import build_tasks
 from xdecoder.tasks.answering import AnsweringTask
 from xdecoder.tasks.base import Task
 
 _log = logging.getLogger(__name__)
-TrainedModel = XDecoder | MaskFormer
+TrainedModel = XDecoder | MaskFormer | OpenSeeD
 
 
 def build_model_of(
-    config: ModelConfig | MaskFormerConfig, *, has_initial_weights: bool = True
+    config: ModelConfig | MaskFormerConfig | OpenSeeDConfig, *, has_initial_weights: bool = True
 ) -> TrainedModel:
     """The model of the settings, whichever family they are of.
 
@@ -34,6 +38,8 @@ def build_model_of(
     """
     if isinstance(config, MaskFormerConfig):
         return build_mask_former(config, has_initial_weights=has_initial_weights)
+    if isinstance(config, OpenSeeDConfig):
+        return build_openseed(config, has_initial_weights=has_initial_weights)
     return build_model(config, has_initial_weights=has_initial_weights)
 
 
@@ -43,6 +49,12 @@ def build_tasks_of(config: RunConfig) -> tuple[Task[Any, Any], ...]:
         assert isinstance(config.model, MaskFormerConfig)
         names = config.model.class_names
         return (MaskTask(config=config.losses, world=World(), class_names=names),)
+    if isinstance(config.losses, BoxLossConfig):
+        losses, templates = config.losses, config.losses.templates
+        return (
+            BoxedSegmentationTask(config=losses, templates=templates, world=World()),
+            DetectionTask(config=losses, templates=templates, world=World()),
+        )
     assert isinstance(config.model, ModelConfig)
     if config.model.answers:
         return (AnsweringTask(normal_answer=normal_answer, world=World()),)

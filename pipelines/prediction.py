@@ -7,13 +7,26 @@ from pipelines.data.shards import MANIFEST_NAME, read_manifest
 from xdecoder.batch import Vocabulary
 from xdecoder.images import ImageFit
 from xdecoder.mask_former.config import MaskFormerConfig
-from xdecoder.prediction import CLOSED_OBJECT_THRESHOLD, PredictionConfig
+from xdecoder.openseed.config import BoxLossConfig
+from xdecoder.prediction import (
+    CLOSED_OBJECT_THRESHOLD,
+    SIMILARITY_THRESHOLD,
+    PredictionConfig,
+)
 
 
 def prediction_of_run(config: RunConfig) -> PredictionConfig:
     """The image sizes and the names of its training."""
     segmentation = ImageFit(size_hw=config.data.segmentation.size_hw)
-    model = config.model
+    model, losses = config.model, config.losses
+    if isinstance(losses, BoxLossConfig):
+        return PredictionConfig(
+            segmentation=segmentation,
+            referring=segmentation,
+            templates=losses.templates,
+            vocabulary=_trained_names(config),
+            object_threshold=SIMILARITY_THRESHOLD,
+        )
     closed = model if isinstance(model, MaskFormerConfig) else None
     return PredictionConfig(
         segmentation=segmentation,

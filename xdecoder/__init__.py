@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from xdecoder.batch import Vocabulary
     from xdecoder.mask_former.model import MaskFormer
     from xdecoder.model import XDecoder
+    from xdecoder.openseed.model import OpenSeeD
     from xdecoder.tasks.captioning import Captioning
     from xdecoder.tasks.editing import Editing
     from xdecoder.tasks.open_vocabulary import Instance, Panoptic, Semantic
@@ -25,6 +26,7 @@ _HOMES = {
     "Editing": "xdecoder.tasks.editing",
     "Instance": "xdecoder.tasks.open_vocabulary",
     "MaskFormer": "xdecoder.mask_former.model",
+    "OpenSeeD": "xdecoder.openseed.model",
     "Panoptic": "xdecoder.tasks.open_vocabulary",
     "Referring": "xdecoder.tasks.referring",
     "ReferringCaptioning": "xdecoder.tasks.referring_captioning",
@@ -39,6 +41,7 @@ __all__ = [
     "Editing",
     "Instance",
     "MaskFormer",
+    "OpenSeeD",
     "Panoptic",
     "Referring",
     "ReferringCaptioning",

@@ -9,9 +9,10 @@ from torch.utils.checkpoint import checkpoint
 from xdecoder.backbones.timm_backbone import TimmBackbone
 from xdecoder.decoder import MaskedLayer
 from xdecoder.mask_former.decoders import DetrLayer
+from xdecoder.openseed.decoder import DeformableBoxLayer
 from xdecoder.pixel_decoder import DeformableEncoderLayer, EncoderLayer
 
-_BLOCKS = (EncoderLayer, DeformableEncoderLayer, MaskedLayer, DetrLayer)
+_BLOCKS = (EncoderLayer, DeformableEncoderLayer, MaskedLayer, DetrLayer, DeformableBoxLayer)
 
 
 def checkpoint_activations(model: nn.Module) -> int:

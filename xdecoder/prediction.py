@@ -17,6 +17,8 @@ from xdecoder.text.prompts import PLAIN_TEMPLATES, TEMPLATES
 
 # of models with a fixed list of classes. Source: facebookresearch/Mask2Former, configs/coco
 CLOSED_OBJECT_THRESHOLD = 0.8
+# of OpenSeeD, before scores are sharpened. Source: MODEL.DECODER.TEST of its configs
+SIMILARITY_THRESHOLD = 0.25
 
 ModelT = TypeVar("ModelT", contravariant=True)
 AnswerT = TypeVar("AnswerT", covariant=True)
@@ -94,4 +96,18 @@ def mask_former_prediction(*, keeps_faint_pixels: bool) -> PredictionConfig:
         segmentation=ImageFit(kind="shorter_side", size_hw=(800, 1333)),
         object_threshold=CLOSED_OBJECT_THRESHOLD,
         keeps_faint_pixels=keeps_faint_pixels,
+    )
+
+
+def openseed_prediction() -> PredictionConfig:
+    """How OpenSeeD was evaluated on COCO: any name's similarity above 0.25 makes a segment.
+
+    Source: IDEA-Research/OpenSeeD, configs/openseed/*.yaml and openseed_model.py.
+    """
+    return PredictionConfig(
+        segmentation=ImageFit(kind="shorter_side", size_hw=(800, 1333)),
+        referring=ImageFit(kind="shorter_side", size_hw=(800, 1333)),
+        templates=TEMPLATES,
+        mask_resize="bicubic_antialias",
+        object_threshold=SIMILARITY_THRESHOLD,
     )

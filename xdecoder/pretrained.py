@@ -25,17 +25,26 @@ from xdecoder.mask_former.build import build_mask_former
 from xdecoder.mask_former.config import MaskFormerConfig
 from xdecoder.mask_former.model import MaskFormer
 from xdecoder.model import XDecoder
-from xdecoder.prediction import PredictionConfig, mask_former_prediction, released_prediction
+from xdecoder.openseed.build import build_openseed
+from xdecoder.openseed.config import OpenSeeDConfig
+from xdecoder.openseed.model import OpenSeeD
+from xdecoder.prediction import (
+    PredictionConfig,
+    mask_former_prediction,
+    openseed_prediction,
+    released_prediction,
+)
 from xdecoder.settings import SettingsError, from_json, to_json
 
 SETTINGS, WEIGHTS, AVERAGE = "config.json", "model.safetensors", "ema.safetensors"
 KINDS = {"ModelConfig": "xdecoder", "MaskFormerConfig": "mask_former", "OpenSeeDConfig": "openseed"}
-Pretrained = XDecoder | MaskFormer
+Settings = ModelConfig | MaskFormerConfig | OpenSeeDConfig
+Pretrained = XDecoder | MaskFormer | OpenSeeD
 PretrainedT = TypeVar("PretrainedT", bound=Pretrained)
 
 
 def settings_document(
-    config: ModelConfig | MaskFormerConfig, prediction: PredictionConfig | None = None
+    config: Settings, prediction: PredictionConfig | None = None
 ) -> dict[str, Any]:
     """What `config.json` holds; without `prediction`, the model is asked as released ones are."""
     document = {"kind": KINDS[type(config).__name__], "model": to_json(config)}
@@ -123,9 +132,14 @@ def _model_of(folder: Path) -> tuple[Pretrained, PredictionConfig]:
             config = from_json(MaskFormerConfig, document["model"], "model")
             model = build_mask_former(config, has_initial_weights=False)
             prediction = mask_former_prediction(keeps_faint_pixels=config.decoder.kind == "detr")
+        elif kind == "openseed":
+            model = build_openseed(
+                from_json(OpenSeeDConfig, document["model"], "model"), has_initial_weights=False
+            )
+            prediction = openseed_prediction()
         else:
             raise CheckpointError(
-                f"from_pretrained: {path} must say kind xdecoder or mask_former; got {kind!r}."
+                f"from_pretrained: {path} must say kind {', '.join(KINDS.values())}; got {kind!r}."
             )
         if "prediction" in document:
             prediction = from_json(PredictionConfig, document["prediction"], "prediction")

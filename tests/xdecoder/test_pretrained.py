@@ -115,7 +115,7 @@ def test_damaged_weights_are_refused(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "yolo"}, "must say kind xdecoder or mask_former; got 'yolo'"),
+        ({"kind": "yolo"}, "must say kind xdecoder, mask_former, openseed; got 'yolo'"),
         ({"model": {"dime": 32}}, r"there is no 'model\.dime'; the nearest key is 'model\.dim'"),
         ({"model": {"dim": 64}}, "must be those of the model that config.json describes"),
         ({"prediction": {"templates": 3}}, "prediction.templates must be a list"),

@@ -13,6 +13,7 @@ from xdecoder.config import (
 )
 from xdecoder.losses.points import PointSampling
 from xdecoder.mask_former.config import ResNetConfig, SwinConfig
+from xdecoder.text.prompts import TEMPLATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,8 @@ class BoxLossConfig:
 
     splits_stuff: things are matched with the queries that come from the image, stuff with the
     learned ones, where the model has any. learns_conditioned_masks: disturbed targets are also
-    decoded into their masks, where masks are known.
+    decoded into their masks, where masks are known. templates: one is drawn for each name in each
+    step.
     """
 
     label: float = 4.0
@@ -145,6 +147,7 @@ class BoxLossConfig:
     box: float = 5.0
     giou: float = 2.0
     points: PointSampling = field(default_factory=PointSampling)
+    templates: tuple[str, ...] = TEMPLATES
     splits_stuff: bool = True
     learns_conditioned_masks: bool = True
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)

@@ -1,18 +1,21 @@
 """The model: an image side, a text side, and a decoder of boxes and masks over both."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from xdecoder.images import normalised
+from xdecoder.images import Picture, normalised, rgb_pixels
 from xdecoder.openseed.decoder import BoxDecoder, Names
 from xdecoder.openseed.denoising import Conditions
 from xdecoder.openseed.outputs import OpenSeeDOutput
 from xdecoder.outputs import TextFeatures
 from xdecoder.pixel_decoder import Pyramid
+from xdecoder.prediction import AnswerT, PredictionConfig, Question
 from xdecoder.text.encoder import TextEncoder
+from xdecoder.text.prompts import ClassEmbeddingCache
 from xdecoder.text.tokenizer import Tokenizer
 
 
@@ -20,7 +23,8 @@ class OpenSeeD(nn.Module):
     """Images and names in, boxes and masks with their names out.
 
     `logit_scale` is the logarithm of the similarity scale, of shape [1] because optimizer shards
-    cannot hold scalars.
+    cannot hold scalars. `prediction` is how the weights want to be asked; `class_embeddings` keeps
+    vectors of names until the text encoder changes.
     """
 
     def __init__(
@@ -45,6 +49,21 @@ class OpenSeeD(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), initial_logit_scale))
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.size_divisibility = size_divisibility
+        self.prediction = PredictionConfig()
+        self.class_embeddings = ClassEmbeddingCache()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, ema: bool = True) -> "OpenSeeD":
+        """As `XDecoder.from_pretrained`, for OpenSeeD."""
+        # the loader builds models, so it cannot be imported before there are any
+        from xdecoder.pretrained import expected, load_pretrained
+
+        return expected(load_pretrained(path, ema=ema), cls, path)
+
+    @torch.no_grad()
+    def predict(self, image: Picture, question: Question["OpenSeeD", AnswerT]) -> AnswerT:
+        """The answer to a question about one picture, at its upright size."""
+        return question.ask(self, rgb_pixels(image))
 
     def encode_images(
         self,
