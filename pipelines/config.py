@@ -365,6 +365,12 @@ class RunConfig:
                 f"data.image_text.batch_size must be 0 for {whose}, "
                 f"which reads no captions; got {self.data.image_text.batch_size}."
             )
+        if self.data.detection.batch_size and not isinstance(self.model, OpenSeeDConfig):
+            raise ConfigError(
+                "data.detection.batch_size must be 0 for a model that predicts no boxes; got "
+                f"{self.data.detection.batch_size}. Boxes train an OpenSeeD; start from one of "
+                "its recipes."
+            )
 
     @property
     def run_folder(self) -> Path:
