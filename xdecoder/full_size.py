@@ -7,7 +7,7 @@ them needs one of them, or a few rows of all.
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from xdecoder.postprocess import CHUNK_ELEMENTS, ResizeMode, resize_masks
@@ -17,7 +17,8 @@ class FullSizeMasks:
     """Mask logits of queries as `postprocess.resize_masks` makes them, without keeping them.
 
     canvas_hw: the padded input that the logits cover; valid_hw: of it, what the image has;
-    out_hw: the size that is asked for; mode: how they grow.
+    out_hw: the size that is asked for; mode: how they grow; canvas_mode: to the padded input, None
+    for the same.
     """
 
     def __init__(
@@ -28,8 +29,9 @@ class FullSizeMasks:
         valid_hw: tuple[int, int],
         out_hw: tuple[int, int],
         mode: ResizeMode = "bilinear",
+        canvas_mode: ResizeMode | None = None,
     ) -> None:
-        self._logits, self._mode = mask_logits, mode
+        self._logits, self._mode, self._canvas_mode = mask_logits, mode, canvas_mode
         self._canvas_hw, self._valid_hw, self._out_hw = canvas_hw, valid_hw, out_hw
         self.dtype, self.device = mask_logits.dtype, mask_logits.device
         self.shape = (len(mask_logits), *out_hw)
@@ -39,6 +41,17 @@ class FullSizeMasks:
 
     def __getitem__(self, query: int) -> Float[Tensor, "h w"]:
         return self._resized(self._logits[query : query + 1])[0]
+
+    def of(self, queries: Int[Tensor, " n"] | Bool[Tensor, " q"]) -> "FullSizeMasks":
+        """The masks of some queries, by index or by choice."""
+        return FullSizeMasks(
+            self._logits[queries],
+            canvas_hw=self._canvas_hw,
+            valid_hw=self._valid_hw,
+            out_hw=self._out_hw,
+            mode=self._mode,
+            canvas_mode=self._canvas_mode,
+        )
 
     def whole(self) -> Float[Tensor, "q h w"]:
         """All masks at once."""
@@ -68,6 +81,7 @@ class FullSizeMasks:
             valid_hw=(self._valid_hw[0], 1),
             out_hw=(self._out_hw[0], 1),
             mode=self._mode,
+            canvas_mode=self._canvas_mode,
         )  # [h4, H, 1]
         return resized[:, :, 0].T
 
@@ -79,6 +93,7 @@ class FullSizeMasks:
             valid_hw=(height, self._valid_hw[1]),
             out_hw=(height, self._out_hw[1]),
             mode=self._mode,
+            canvas_mode=self._canvas_mode,
         )
 
     def _resized(self, mask_logits: Tensor) -> Tensor:
@@ -88,6 +103,7 @@ class FullSizeMasks:
             valid_hw=self._valid_hw,
             out_hw=self._out_hw,
             mode=self._mode,
+            canvas_mode=self._canvas_mode,
         )
 
 

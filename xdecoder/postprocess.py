@@ -65,13 +65,17 @@ def resize_masks(
     valid_hw: tuple[int, int],
     out_hw: tuple[int, int],
     mode: ResizeMode = "bilinear",
+    canvas_mode: ResizeMode | None = None,
 ) -> Float[Tensor, "q h w"]:
-    """Mask logits at a size: up to the padded input, without its padding, to `out_hw`."""
+    """Mask logits at a size: up to the padded input, without its padding, to `out_hw`.
+
+    canvas_mode: of the first step, None for that of both.
+    """
     largest = max(canvas_hw[0] * canvas_hw[1], out_hw[0] * out_hw[1], 1)
     resized = mask_logits.new_empty(len(mask_logits), *out_hw)
     step = max(1, CHUNK_ELEMENTS // largest)
     for start in range(0, len(mask_logits), step):
-        part = _resize(mask_logits[start : start + step], canvas_hw, mode)
+        part = _resize(mask_logits[start : start + step], canvas_hw, canvas_mode or mode)
         part = part[:, : valid_hw[0], : valid_hw[1]]
         resized[start : start + step] = _resize(part, out_hw, mode)
     return resized
@@ -209,20 +213,33 @@ def instances(
     if is_thing is not None:
         is_kept = torch.tensor(list(is_thing), device=class_ids.device)[class_ids]
         scores, queries, class_ids = scores[is_kept], queries[is_kept], class_ids[is_kept]
-    # each mask is made once, whatever the number of its classes
+    cut = cut_masks(mask_logits, queries)
+    scores = scores * cut.quality[cut.place]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[scores[order] >= minimum_score]
+    masks = cut.regions[cut.place[order]]
+    return Instances(scores[order], class_ids[order], masks, boxes_from_masks(masks))
+
+
+class CutMasks(NamedTuple):
+    """Regions of distinct queries, how sure each is of itself, and the place of each asked one."""
+
+    regions: Bool[Tensor, "n h w"]
+    quality: Float[Tensor, " n"]
+    place: Int[Tensor, " m"]
+
+
+def cut_masks(mask_logits: Masks, queries: Int[Tensor, " m"]) -> CutMasks:
+    """The masks of some queries, each made once, however often its query is named."""
     queries, place = queries.unique(return_inverse=True)
-    regions = torch.zeros(len(queries), *mask_logits.shape[1:], dtype=torch.bool)
-    regions = regions.to(mask_logits.device)
-    quality = class_probs.new_zeros(len(queries))
+    device = mask_logits.device
+    regions = torch.zeros(len(queries), *mask_logits.shape[1:], dtype=torch.bool, device=device)
+    quality = torch.zeros(len(queries), dtype=mask_logits.dtype, device=device)
     for row, query in enumerate(queries.tolist()):
         logits = mask_logits[query]
         regions[row] = logits > 0
         quality[row] = mask_quality(logits[None])[0]
-    scores = scores * quality[place]
-    order = scores.argsort(descending=True, stable=True)
-    order = order[scores[order] >= minimum_score]
-    masks = regions[place[order]]
-    return Instances(scores[order], class_ids[order], masks, boxes_from_masks(masks))
+    return CutMasks(regions, quality, place)
 
 
 def mask_quality(mask_logits: Float[Tensor, "q h w"]) -> Float[Tensor, " q"]:

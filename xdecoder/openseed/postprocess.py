@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from xdecoder import postprocess
+from xdecoder import full_size, postprocess
+from xdecoder.full_size import FullSizeMasks
 from xdecoder.openseed.boxes import xyxy
 from xdecoder.openseed.outputs import BoxPrediction, OpenSeeDOutput
-from xdecoder.postprocess import Instances, Panoptic, resize_masks
+from xdecoder.postprocess import Instances, Panoptic, ResizeMode
 
 # Source: PANO_TEMPERATURE of the released configurations
 TEMPERATURE = 0.06
@@ -31,13 +32,14 @@ class ImagePrediction:
 
     scores: Float[Tensor, "q k"]
     boxes_xyxy_px: Float[Tensor, "q 4"]
-    mask_logits: Float[Tensor, "q h w"]
+    masks: FullSizeMasks
     num_foreground: int
 
     @property
-    def shares(self) -> Float[Tensor, "q k"]:
-        """Scores as probabilities over the names."""
-        return (self.scores / TEMPERATURE).softmax(1)
+    def shares(self) -> Float[Tensor, "q k1"]:
+        """Scores as probabilities over the names, with a background at the end that never wins."""
+        shares = (self.scores / TEMPERATURE).softmax(1)
+        return torch.cat([shares, torch.zeros_like(shares[:, :1])], 1)
 
 
 class Detections(NamedTuple):
@@ -50,18 +52,29 @@ class Detections(NamedTuple):
 
 
 def image_prediction(
-    output: OpenSeeDOutput, index: int, *, image_hw: tuple[int, int], out_hw: tuple[int, int]
+    output: OpenSeeDOutput,
+    index: int,
+    *,
+    image_hw: tuple[int, int],
+    out_hw: tuple[int, int],
+    resize: ResizeMode = "bicubic_antialias",
 ) -> ImagePrediction:
-    """What the model says of image `index`, its padding cut off, at `out_hw`."""
+    """What the model says of image `index`, its padding cut off, at `out_hw`.
+
+    resize: how masks go from the size of the image to `out_hw`; up to there they grow bilinearly.
+    """
     last = output.layers[-1]
     one = BoxPrediction(*(part[index : index + 1].float() for part in last))
     logits = torch.einsum(
         "qc,chw->qhw", one.mask_embeddings[0], output.mask_features[index].float()
     )
-    masks = resize_masks(logits, canvas_hw=output.canvas_hw, valid_hw=image_hw, out_hw=image_hw)
-    # the released code enlarges smoothly and shrinks with a filter
-    masks = resize_masks(
-        masks, canvas_hw=image_hw, valid_hw=image_hw, out_hw=out_hw, mode="bicubic_antialias"
+    masks = FullSizeMasks(
+        logits,
+        canvas_hw=output.canvas_hw,
+        valid_hw=image_hw,
+        out_hw=out_hw,
+        mode=resize,
+        canvas_mode="bilinear",
     )
     canvas_h, canvas_w = output.canvas_hw
     # boxes are shares of the padded image
@@ -71,14 +84,19 @@ def image_prediction(
     return ImagePrediction(
         scores=one.class_logits[0].sigmoid(),
         boxes_xyxy_px=boxes,
-        mask_logits=masks,
+        masks=masks,
         num_foreground=output.num_foreground,
     )
 
 
 def semantic(prediction: ImagePrediction) -> Float[Tensor, "k h w"]:
     """How much each name speaks for each pixel."""
-    return postprocess.semantic(prediction.shares, prediction.mask_logits, keep_background=True)
+    return postprocess.semantic(prediction.shares, prediction.masks.whole())
+
+
+def semantic_ids(prediction: ImagePrediction) -> Int[Tensor, "h w"]:
+    """The name that speaks loudest for each pixel, as `semantic` scores them."""
+    return full_size.semantic_ids(prediction.shares, prediction.masks)
 
 
 def panoptic(
@@ -90,12 +108,9 @@ def panoptic(
 ) -> Panoptic:
     """Segments that do not overlap; queries take part whose best score passes the threshold."""
     is_kept = prediction.scores.max(1).values > object_threshold
-    shares = prediction.shares[is_kept]
-    # a background column that never wins
-    shares = torch.cat([shares, torch.zeros_like(shares[:, :1])], 1)
     return postprocess.panoptic(
-        shares,
-        prediction.mask_logits[is_kept],
+        prediction.shares[is_kept],
+        prediction.masks.of(is_kept),
         is_thing=is_thing,
         object_threshold=-1.0,
         overlap_threshold=overlap_threshold,
@@ -130,10 +145,13 @@ def instances(
 ) -> Instances:
     """Detections with masks; a score counts how sure the mask is of itself."""
     found = detections(prediction, top_k=top_k, is_thing=is_thing)
-    logits = prediction.mask_logits[found.query]
-    scores = found.scores * postprocess.mask_quality(logits)
+    cut = postprocess.cut_masks(prediction.masks, found.query)
+    scores = found.scores * cut.quality[cut.place]
     order = scores.argsort(descending=True, stable=True)
     order = order[scores[order] >= minimum_score]
     return Instances(
-        scores[order], found.class_ids[order], logits[order] > 0, found.boxes_xyxy_px[order]
+        scores[order],
+        found.class_ids[order],
+        cut.regions[cut.place[order]],
+        found.boxes_xyxy_px[order],
     )
