@@ -37,13 +37,16 @@ def conditioned_masks(
     class_embeddings: Float[Tensor, "k d"],
     class_ids: Sequence[Int[Tensor, " _m"]],
     boxes_cxcywh01: Sequence[Float[Tensor, "_m 4"]],
+    *,
+    num_queries: int | None = None,
 ) -> ConditionedMasks:
-    """The masks that the model gives to named boxes, which are shares of the padded image."""
+    """The masks that the model gives to named boxes, which are shares of the padded image.
+
+    num_queries: as in `BoxDecoder.forward`.
+    """
     given = conditions(class_ids, boxes_cxcywh01, num_groups=1)
     features = pyramid.mask_features
-    if not given.count:
-        return ConditionedMasks(features.new_zeros(0, *features.shape[2:]), features.new_zeros(0))
-    output = model.decode(pyramid, class_embeddings, conditions=given)
+    output = model.decode(pyramid, class_embeddings, conditions=given, num_queries=num_queries)
     last = output.denoised[-1]
     rows = (given.image_index, given.place)
     embeddings = last.mask_embeddings[rows].split([len(ids) for ids in class_ids])
@@ -76,7 +79,8 @@ def assisted(
         targets.per_image(targets.class_ids),
         targets.per_image(targets.boxes_cxcywh01),
     )
-    logits = F.interpolate(found.mask_logits[None].float(), size=canvas_hw, mode="bilinear")[0]
+    maps = found.mask_logits[:, None].float()  # [M, 1, H/4, W/4]
+    logits = F.interpolate(maps, size=canvas_hw, mode="bilinear")[:, 0]
     masks: Bool[Tensor, "m h w"] = logits > 0
     height, width = canvas_hw
     size_px = targets.boxes_cxcywh01.new_tensor([width, height, width, height])

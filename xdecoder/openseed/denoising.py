@@ -55,10 +55,11 @@ def conditions(
     *,
     num_groups: int,
 ) -> Conditions:
-    """Each image's targets as queries, `num_groups` times over."""
+    """Each image's targets as queries, `num_groups` times over; one of padding without any."""
     device = class_ids[0].device
     counts = [len(ids) for ids in class_ids]
-    size = max(counts)
+    # ranks with and without targets use the same parameters, which ZeRO needs
+    size = max(*counts, 1)
     shape = (len(counts), num_groups * size)
     image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     within = torch.cat([torch.arange(count) for count in counts])
@@ -89,14 +90,20 @@ def disturbed(
     draws: UniformSource,
     config: DenoisingConfig,
 ) -> Conditions | None:
-    """The targets with shifted and scaled boxes; None where there are none, or too many.
+    """The targets with shifted and scaled boxes; None where `num_queries` is 0.
 
-    As many groups as `num_queries` holds of the image with most targets.
+    As many groups as `num_queries` holds of the image with most targets; if it holds none, or there
+    are no targets, only padding.
     """
-    most = max(len(ids) for ids in class_ids)
-    if not 0 < most <= config.num_queries:
+    if not config.num_queries:
         return None
-    exact = conditions(class_ids, boxes_cxcywh01, num_groups=config.num_queries // most)
+    most = max(len(ids) for ids in class_ids)
+    if most > config.num_queries:
+        class_ids = [ids[:0] for ids in class_ids]
+        boxes_cxcywh01 = [boxes[:0] for boxes in boxes_cxcywh01]
+        most = 0
+    num_groups = config.num_queries // most if most else 1
+    exact = conditions(class_ids, boxes_cxcywh01, num_groups=num_groups)
     rows = (exact.image_index, exact.place)
     boxes = exact.boxes_cxcywh01[rows]  # [N, 4]
     noise = draws.uniform(len(boxes), 4).to(boxes) * 2 - 1

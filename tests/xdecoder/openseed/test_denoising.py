@@ -42,9 +42,13 @@ def test_the_middle_of_the_noise_leaves_boxes_alone():
     assert found.boxes_cxcywh01[1].equal(torch.full((9, 4), 0.25))
 
 
-def test_no_targets_or_too_many_are_not_disturbed():
+def test_no_targets_or_too_many_leave_one_query_of_padding():
     empty = [torch.zeros(0, dtype=torch.long)] * 2
     none = [torch.zeros(0, 4)] * 2
     config = DenoisingConfig(num_queries=2)
-    assert disturbed(empty, none, Draws(0), config) is None
-    assert disturbed(_IDS, _BOXES, Draws(0), config) is None
+    for ids, boxes in ((empty, none), (_IDS, _BOXES)):
+        found = disturbed(ids, boxes, Draws(0), config)
+        assert (found.count, found.num_groups) == (1, 1)
+        assert not found.is_used.any()
+        assert len(found.target) == 0
+    assert disturbed(_IDS, _BOXES, Draws(0), DenoisingConfig(num_queries=0)) is None

@@ -119,3 +119,24 @@ def test_boxes_are_compared_as_shares_of_the_padded_image(tiny_model, detection_
 def test_thresholds_outside_their_range_are_refused():
     with pytest.raises(ConfigError, match=r"minimum_iou and minimum_score must be in 0..1"):
         AssistanceConfig(minimum_iou=1.5)
+
+
+@pytest.mark.parametrize("kind", ["none", "too many"])
+def test_ranks_without_usable_targets_have_the_terms_and_parameters_of_the_others(
+    tiny_model, segmentation_batch, detection_batch, kind
+):
+    """ZeRO adds gradients in the order in which parameters are used, on every rank."""
+    tasks = _tasks(tiny_model, assistance=_ALL_MASKS)
+    usual = tasks([segmentation_batch, detection_batch], Draws(1))
+    if kind == "none":
+        segments, boxes = segmentation_batch.segments[0], detection_batch.boxes[1]
+        nothing = SegmentTargets(masks=segments.masks[:0], class_ids=segments.class_ids[:0])
+        segmentation_batch = replace(segmentation_batch, segments=(nothing, nothing))
+        detection_batch = replace(detection_batch, boxes=(boxes, boxes))
+    else:
+        denoising = DenoisingConfig(num_queries=1)
+        tasks = _tasks(tiny_model, assistance=_ALL_MASKS, denoising=denoising)
+    terms = tasks([segmentation_batch, detection_batch], Draws(1))
+    assert list(terms) == list(usual)
+    sum(terms.values()).backward()
+    assert [name for name, each in tiny_model.named_parameters() if each.grad is None] == []
