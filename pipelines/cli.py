@@ -70,7 +70,7 @@ def add_change_options(parser: argparse.ArgumentParser, which: argparse._Argumen
     which.add_argument(
         "--shards",
         metavar="DIR",
-        help="short for data.segmentation.shards and data.image_text.shards",
+        help="short for data.segmentation.shards, data.detection.shards and data.image_text.shards",
     )
     which.add_argument("--output-dir", metavar="DIR", help="the run folder; default: runs/<name>")
     which.add_argument("--run-name", metavar="NAME", help="default: what the run is made from")
@@ -129,6 +129,7 @@ def assignments_of(options: argparse.Namespace) -> list[str]:
     shards = options.shards
     flags = {
         "data.segmentation.shards": shards,
+        "data.detection.shards": shards,
         "data.image_text.shards": shards,
         "output_dir": options.output_dir,
         "name": options.run_name,

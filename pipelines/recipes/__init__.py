@@ -29,6 +29,8 @@ from pipelines.recipes.maskformer_coco import (
     maskformer_coco_panoptic,
     maskformer_coco_panoptic_swin_t,
 )
+from pipelines.recipes.openseed_scenes import openseed_scenes
+from pipelines.recipes.openseed_swin import openseed_swin_l, openseed_swin_t
 from pipelines.recipes.scenes import scenes
 from pipelines.recipes.xdecoder_focal_t import xdecoder_focal_t_pretrain
 
@@ -50,5 +52,8 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "maskformer_cityscapes_semantic": maskformer_cityscapes_semantic,
     "maskformer_coco_panoptic": maskformer_coco_panoptic,
     "maskformer_coco_panoptic_swin_t": maskformer_coco_panoptic_swin_t,
+    "openseed_scenes": openseed_scenes,
+    "openseed_swin_l": openseed_swin_l,
+    "openseed_swin_t": openseed_swin_t,
     "xdecoder_focal_t_pretrain": xdecoder_focal_t_pretrain,
 }

@@ -10,6 +10,7 @@ from xdecoder.config import (
     ConfigError,
     PixelDecoderConfig,
     TextConfig,
+    tiny,
 )
 from xdecoder.losses.points import PointSampling
 from xdecoder.mask_former.config import ResNetConfig, SwinConfig
@@ -152,6 +153,24 @@ class BoxLossConfig:
     learns_conditioned_masks: bool = True
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
     assistance: AssistanceConfig = field(default_factory=AssistanceConfig)
+
+
+def small() -> OpenSeeDConfig:
+    """A model for minutes on two CPU cores: images near 96x128 pixels, a dozen names."""
+    return OpenSeeDConfig(
+        dim=96,
+        mask_dim=96,
+        text_dim=96,
+        shared_dim=96,
+        backbone=tiny().backbone,
+        pixel_decoder=PixelDecoderConfig(
+            num_layers=2, num_heads=4, ffn_dim=192, is_finest_first=True
+        ),
+        decoder=BoxDecoderConfig(
+            num_layers=3, num_heads=4, ffn_dim=256, num_queries=30, num_background=8
+        ),
+        text=TextConfig(num_layers=2, num_heads=4, context_length=24, num_merges=4000),
+    )
 
 
 def released(
