@@ -1,4 +1,4 @@
-"""One geometric change for an image, its masks and its texts, drawn once and applied to each.
+"""One geometric change for an image, its masks, boxes and texts, drawn once, applied to each.
 
 A geometry takes a whole-pixel window of the source, resizes it to `valid_hw`, mirrors it, and puts
 it in the top left corner of a zero canvas of `out_hw`:
@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Float64, Shaped, UInt8
 from numpy import ndarray
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -173,9 +173,41 @@ def enlarge_labels(
     return small.flip(-1) if geometry.is_mirrored else small  # [vh, vw]
 
 
+def move_boxes(
+    boxes_xyxy_px: Float64[ndarray, "m 4"], geometry: Geometry
+) -> Float64[ndarray, "m 4"]:
+    """Boxes of the source as pixels of the canvas; what lies outside of the window is cut off.
+
+    Ends lie past the last pixel. A box without a part in the window has a width or height of 0.
+    """
+    starts, ends = _corners(geometry.window_yx, geometry.window_hw)
+    scale = np.array(geometry.valid_hw[::-1]) / geometry.window_hw[::-1]  # [x, y]
+    inside = np.clip(boxes_xyxy_px.reshape(-1, 2, 2), starts, ends)  # [m, corner, xy]
+    moved = (inside - starts) * scale
+    if geometry.is_mirrored:
+        moved[:, :, 0] = geometry.valid_hw[1] - moved[:, ::-1, 0]
+    return moved.reshape(-1, 4)  # [m, 4]
+
+
+def visible_shares(
+    boxes_xyxy_px: Float64[ndarray, "m 4"], geometry: Geometry
+) -> Float64[ndarray, " m"]:
+    """How much of the area of each box of the source lies in the window; 0 for an empty box."""
+    starts, ends = _corners(geometry.window_yx, geometry.window_hw)
+    corners = boxes_xyxy_px.reshape(-1, 2, 2)  # [m, corner, xy]
+    whole = np.diff(corners, axis=1).prod(axis=(1, 2))
+    seen = np.diff(np.clip(corners, starts, ends), axis=1).prod(axis=(1, 2))
+    return np.divide(seen, whole, out=np.zeros_like(whole), where=whole > 0)
+
+
 def mirror_text(text: str, is_mirrored: bool) -> str:
     """The text of a mirrored picture: left and right change places."""
     return _SIDE.sub(_mirrored_word, text) if is_mirrored else text
+
+
+def _corners(start_yx: tuple[int, int], size_hw: SizeHW) -> tuple[ndarray, ndarray]:
+    starts = np.array(start_yx[::-1], np.float64)  # [x, y]
+    return starts, starts + size_hw[::-1]
 
 
 def _recoloured(image: Float[Tensor, "3 h w"], colour: ColourMatrix) -> Float[Tensor, "3 h w"]:

@@ -9,17 +9,26 @@ from torch import Tensor
 
 from pipelines.data.augment import enlarge_image, enlarge_labels
 from pipelines.data.compact import (
+    CompactDetection,
     CompactImage,
     CompactImageText,
     CompactSegmentation,
+    compact_detection,
     compact_image_text,
     compact_segmentation,
     step_bytes,
 )
-from pipelines.data.config import ImageTextDataConfig, SegmentationDataConfig
+from pipelines.data.config import (
+    DetectionDataConfig,
+    ImageTextDataConfig,
+    SegmentationDataConfig,
+    TaskDataConfig,
+)
 from pipelines.data.shards import RawSample
 from pipelines.data.step_memory import StepMemory
 from xdecoder.batch import (
+    BoxTargets,
+    DetectionBatch,
     ImageTextBatch,
     PhraseTargets,
     SegmentationBatch,
@@ -37,6 +46,16 @@ class SegmentationSample:
     valid_hw: tuple[int, int]
     segments: SegmentTargets
     phrases: PhraseTargets
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSample:
+    """One image with its boxes, augmented and padded; class ids count things only."""
+
+    key: str
+    image: Float[Tensor, "3 h w"]
+    valid_hw: tuple[int, int]
+    boxes: BoxTargets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +81,7 @@ def build_segmentation_sample(
     Raises:
         DamagedSampleError: a member of the sample is missing or damaged.
     """
-    memory = _memory_for_one(config, None)
+    memory = _memory_for_one(config)
     compact = compact_segmentation(
         raw, config, memory, seed=seed, epoch=epoch, num_classes=num_classes
     )
@@ -77,6 +96,31 @@ def build_segmentation_sample(
     )
 
 
+def build_detection_sample(
+    raw: RawSample,
+    config: DetectionDataConfig,
+    *,
+    seed: int,
+    epoch: int,
+    is_thing: Sequence[bool],
+) -> DetectionSample:
+    """The sample alone, bit for bit as it is in the batches of this epoch on the CPU.
+
+    Raises:
+        DamagedSampleError: a member of the sample is missing or damaged.
+    """
+    memory = _memory_for_one(config)
+    compact = compact_detection(raw, config, memory, seed=seed, epoch=epoch, is_thing=is_thing)
+    vocabulary = Vocabulary(names=(), is_thing=())
+    batch = collate_detection((compact,), vocabulary, memory.memory)
+    return DetectionSample(
+        key=raw.key,
+        image=batch.images[0],
+        valid_hw=batch.valid_sizes_hw[0],
+        boxes=batch.boxes[0],
+    )
+
+
 def build_image_text_sample(
     raw: RawSample, config: ImageTextDataConfig, *, seed: int, epoch: int
 ) -> ImageTextSample:
@@ -85,7 +129,7 @@ def build_image_text_sample(
     Raises:
         DamagedSampleError: a member of the sample is missing or damaged.
     """
-    memory = _memory_for_one(None, config)
+    memory = _memory_for_one(config)
     compact = compact_image_text(raw, config, memory, seed=seed, epoch=epoch)
     batch = collate_image_text((compact,), memory.memory)
     return ImageTextSample(
@@ -111,6 +155,19 @@ def collate_segmentation(
     )
 
 
+def collate_detection(
+    samples: Sequence[CompactDetection], things: Vocabulary, memory: UInt8[Tensor, " n"]
+) -> DetectionBatch:
+    """One batch of samples whose class ids count `things`; nothing of it lies in `memory`."""
+    return DetectionBatch(
+        keys=tuple(sample.key for sample in samples),
+        images=_images([sample.image for sample in samples], memory),
+        valid_sizes_hw=tuple(sample.image.geometry.valid_hw for sample in samples),
+        vocabulary=things,
+        boxes=tuple(_boxes(sample, memory.device) for sample in samples),
+    )
+
+
 def collate_image_text(
     samples: Sequence[CompactImageText], memory: UInt8[Tensor, " n"]
 ) -> ImageTextBatch:
@@ -123,12 +180,8 @@ def collate_image_text(
     )
 
 
-def _memory_for_one(
-    segmentation: SegmentationDataConfig | None, image_text: ImageTextDataConfig | None
-) -> StepMemory:
-    one = segmentation and replace(segmentation, batch_size=1)
-    other = image_text and replace(image_text, batch_size=1)
-    num_bytes = step_bytes(one, other, world_size=1)
+def _memory_for_one(config: TaskDataConfig) -> StepMemory:
+    num_bytes = step_bytes((replace(config, batch_size=1),), world_size=1)
     return StepMemory(torch.empty(num_bytes, dtype=torch.uint8))
 
 
@@ -149,6 +202,12 @@ def _segments(sample: CompactSegmentation, memory: UInt8[Tensor, " n"]) -> Segme
     torch.eq(labels[None], numbers[:, None, None], out=masks[:, :height, :width])
     class_ids = torch.tensor(sample.class_ids, dtype=torch.int64).to(memory.device)
     return SegmentTargets(masks=masks, class_ids=class_ids)
+
+
+def _boxes(sample: CompactDetection, device: torch.device) -> BoxTargets:
+    boxes = torch.tensor(sample.boxes_xyxy_px, dtype=torch.float32).reshape(-1, 4)  # [m, 4]
+    class_ids = torch.tensor(sample.class_ids, dtype=torch.int64)
+    return BoxTargets(boxes_xyxy_px=boxes.to(device), class_ids=class_ids.to(device))
 
 
 def _phrases(sample: CompactSegmentation, memory: UInt8[Tensor, " n"]) -> PhraseTargets:

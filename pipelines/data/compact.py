@@ -1,15 +1,17 @@
 """A sample as a worker leaves it: decoded and cropped, and no larger than its source.
 
 Masks travel as one label map of the crop, where each pixel belongs to one segment, and as one mask
-per region that a drawn phrase means. `collate.py` makes tensors at the size of the batch of them.
+per region that a drawn phrase means; boxes travel as numbers. `collate.py` makes tensors of them,
+at the size of the batch.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int16, Int32, UInt8
+from jaxtyping import Bool, Float64, Int16, Int32, UInt8
 from numpy import ndarray
 
 from pipelines.data.augment import (
@@ -18,13 +20,22 @@ from pipelines.data.augment import (
     draw_colour,
     draw_geometry,
     mirror_text,
+    move_boxes,
     sample_generator,
     shrink_image,
     shrink_labels,
+    visible_shares,
 )
-from pipelines.data.config import AugmentConfig, ImageTextDataConfig, SegmentationDataConfig
+from pipelines.data.config import (
+    AugmentConfig,
+    DetectionDataConfig,
+    ImageTextDataConfig,
+    SegmentationDataConfig,
+    TaskDataConfig,
+)
 from pipelines.data.decode import (
     Annotations,
+    LabelledBox,
     decode_annotations,
     decode_image,
     decode_region,
@@ -35,6 +46,10 @@ from pipelines.data.step_memory import Plane, StepMemory
 from pipelines.errors import DamagedSampleError
 
 _NUM_IDS = 1 << 24
+# of a box, less than this in the crop is no thing to look for: it may be a corner without its thing
+MIN_VISIBLE_SHARE = 0.1
+# of the batch, on both axes
+MIN_BOX_SIDE_PX = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +81,25 @@ class CompactSegmentation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompactDetection:
+    """An image and its boxes of things, in pixels of the batch; class ids count things only."""
+
+    key: str
+    image: CompactImage
+    boxes_xyxy_px: tuple[tuple[float, float, float, float], ...]
+    class_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompactImageText:
     """An image and one of its captions."""
 
     key: str
     image: CompactImage
     caption: str
+
+
+CompactSample = CompactSegmentation | CompactDetection | CompactImageText
 
 
 def compact_segmentation(
@@ -113,6 +141,45 @@ def compact_segmentation(
     )
 
 
+def compact_detection(
+    raw: RawSample,
+    config: DetectionDataConfig,
+    memory: StepMemory,
+    *,
+    seed: int,
+    epoch: int,
+    is_thing: Sequence[bool],
+) -> CompactDetection:
+    """The sample as this epoch sees it.
+
+    Boxes of crowds are left out, and so are boxes of which the crop holds less than
+    `MIN_VISIBLE_SHARE` of the part in the image, or less than `MIN_BOX_SIDE_PX` on an axis.
+    is_thing: of every class of the shards; class ids of the result count those that are.
+
+    Raises:
+        DamagedSampleError: a member of the sample is missing or damaged.
+    """
+    rng = sample_generator(seed, epoch, "detection", raw.key)
+    annotations = decode_annotations(raw, with_boxes=True)
+    things = [box for box in annotations.boxes if not box.is_crowd]
+    boxes = _checked_boxes(raw, things, annotations.size_hw)
+    class_ids = _thing_ids(raw, things, is_thing)
+    geometry = draw_geometry(rng, annotations.size_hw, config.size_hw, config.augment)
+    image = _image(rng, raw, annotations, geometry, config.augment, memory)
+    moved = move_boxes(boxes, geometry)
+    sides = moved[:, 2:] - moved[:, :2]  # [m, 2]
+    is_kept = visible_shares(boxes, geometry) >= MIN_VISIBLE_SHARE
+    kept = np.flatnonzero(is_kept & (sides >= MIN_BOX_SIDE_PX).all(axis=1))
+    return CompactDetection(
+        key=raw.key,
+        image=image,
+        boxes_xyxy_px=tuple(
+            (left, top, right, end) for left, top, right, end in moved[kept].tolist()
+        ),
+        class_ids=tuple(class_ids[place] for place in kept),
+    )
+
+
 def compact_image_text(
     raw: RawSample, config: ImageTextDataConfig, memory: StepMemory, *, seed: int, epoch: int
 ) -> CompactImageText:
@@ -136,22 +203,17 @@ def compact_image_text(
     )
 
 
-def step_bytes(
-    segmentation: SegmentationDataConfig | None,
-    image_text: ImageTextDataConfig | None,
-    *,
-    world_size: int,
-) -> int:
+def step_bytes(parts: Iterable[TaskDataConfig], *, world_size: int) -> int:
     """The most bytes that a rank's step can place; a crop is never larger than its batch."""
     total = 0
-    if segmentation is not None:
-        pixels = segmentation.size_hw[0] * segmentation.size_hw[1]
-        # an image of bytes, labels of two bytes, masks; each place may be rounded up
-        one = pixels * (3 + 2 + segmentation.max_phrases) + 8 * (2 + segmentation.max_phrases)
-        total += one * (segmentation.batch_size // world_size)
-    if image_text is not None:
-        one = image_text.size_hw[0] * image_text.size_hw[1] * 3 + 8
-        total += one * (image_text.batch_size // world_size)
+    for part in parts:
+        # an image of bytes; each place may be rounded up
+        pixels, places = 3, 1
+        if isinstance(part, SegmentationDataConfig):
+            # labels of two bytes, masks
+            pixels, places = pixels + 2 + part.max_phrases, places + 1 + part.max_phrases
+        one = part.size_hw[0] * part.size_hw[1] * pixels + 8 * places
+        total += one * (part.batch_size // world_size)
     return total
 
 
@@ -200,6 +262,45 @@ def _check_segments(raw: RawSample, annotations: Annotations, num_classes: int) 
             raw.key,
             f"must have class ids in [0, {num_classes - 1}]; got {wrong[:20]}. Prepare again.",
         )
+
+
+def _checked_boxes(
+    raw: RawSample, boxes: Sequence[LabelledBox], size_hw: tuple[int, int]
+) -> Float64[ndarray, "m 4"]:
+    """The parts of the boxes that lie in the image, as corners; no numbers that are none."""
+    wrong = [box.bbox_xywh_px for box in boxes if not _touches(box.bbox_xywh_px, size_hw)]
+    if wrong:
+        raise DamagedSampleError(
+            raw.shard,
+            raw.key,
+            "must have boxes [left, top, width, height] of finite numbers, no size below 0, that "
+            f"meet its {size_hw[0]} x {size_hw[1]} pixels; got {wrong[:5]}. Prepare again.",
+        )
+    corners = np.array([box.bbox_xywh_px for box in boxes], np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    height, width = size_hw
+    return np.clip(corners, 0, (width, height, width, height))  # [m, 4]
+
+
+def _touches(bbox_xywh_px: tuple[float, ...], size_hw: tuple[int, int]) -> bool:
+    if len(bbox_xywh_px) != 4 or not np.isfinite(bbox_xywh_px).all():
+        return False
+    left, top, width, height = bbox_xywh_px
+    is_within = left <= size_hw[1] and top <= size_hw[0] and left + width >= 0 and top + height >= 0
+    return min(width, height) >= 0 and is_within
+
+
+def _thing_ids(raw: RawSample, boxes: Sequence[LabelledBox], is_thing: Sequence[bool]) -> list[int]:
+    places = {class_id: place for place, class_id in enumerate(np.flatnonzero(is_thing).tolist())}
+    wrong = [box.class_id for box in boxes if box.class_id not in places]
+    if wrong:
+        raise DamagedSampleError(
+            raw.shard,
+            raw.key,
+            f"must have boxes of the {len(places)} classes of things among {len(is_thing)} "
+            f"classes; got class ids {wrong[:20]}. Prepare again.",
+        )
+    return [places[box.class_id] for box in boxes]
 
 
 def _seen_labels(labels: ndarray, num_labels: int) -> tuple[int, ...]:

@@ -100,6 +100,9 @@ class ImageTextDataConfig:
         _check_task("image_text", self.shards, self.weights, self.size_hw, self.batch_size)
 
 
+TaskDataConfig = SegmentationDataConfig | DetectionDataConfig | ImageTextDataConfig
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The mixture of one step: a batch of each task, sizes over all ranks, 0 = without the task.
@@ -133,8 +136,7 @@ class DataConfig:
     protected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        parts = (self.segmentation, self.detection, self.image_text)
-        if not any(part.batch_size for part in parts):
+        if not any(part.batch_size for part in self.parts().values()):
             raise ConfigError(
                 "data: at least one of segmentation.batch_size, detection.batch_size and "
                 "image_text.batch_size must be positive; got 0, 0 and 0."
@@ -149,6 +151,14 @@ class DataConfig:
             )
         if self.cache_gib <= 0.0:
             raise ConfigError(f"data.cache_gib must be positive; got {self.cache_gib}.")
+
+    def parts(self) -> dict[str, TaskDataConfig]:
+        """What each task reads, in the order of their batches; also tasks that have none."""
+        return {
+            "segmentation": self.segmentation,
+            "detection": self.detection,
+            "image_text": self.image_text,
+        }
 
 
 def _check_task(

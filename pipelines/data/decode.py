@@ -43,6 +43,15 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelledBox:
+    """A box of one thing: [left, top, width, height] in pixels of the source, unchecked."""
+
+    class_id: int
+    is_crowd: bool
+    bbox_xywh_px: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Annotations:
     """The JSON of a sample; `segments` holds (id in the PNG, class id, is crowd)."""
 
@@ -50,16 +59,17 @@ class Annotations:
     segments: tuple[tuple[int, int, int], ...] | None
     captions: tuple[str, ...]
     regions: tuple[Region, ...]
+    boxes: tuple[LabelledBox, ...] = ()
 
 
-def decode_annotations(sample: RawSample) -> Annotations:
-    """What is known about a sample.
+def decode_annotations(sample: RawSample, *, with_boxes: bool = False) -> Annotations:
+    """What is known about a sample; boxes, those of masks among them, only where they are wanted.
 
     Raises:
         DamagedSampleError: the JSON is damaged, lacks a field, or speaks of too large an image.
     """
     data = sample.member("json")
-    annotations = _guarded(sample, "json", lambda: _annotations(json.loads(data)))
+    annotations = _guarded(sample, "json", lambda: _annotations(json.loads(data), with_boxes))
     height, width = annotations.size_hw
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise DamagedSampleError(
@@ -119,7 +129,7 @@ def decode_region(
     return mask.view(bool)
 
 
-def _annotations(document: dict[str, Any]) -> Annotations:
+def _annotations(document: dict[str, Any], with_boxes: bool) -> Annotations:
     height, width = document["size_hw"]
     return Annotations(
         size_hw=(int(height), int(width)),
@@ -127,6 +137,7 @@ def _annotations(document: dict[str, Any]) -> Annotations:
         captions=tuple(str(caption) for caption in document["captions"]),
         # a region that is only a box has no mask to find
         regions=tuple(_region(entry) for entry in document["regions"] if entry["rle"] is not None),
+        boxes=tuple(map(_box, document["instances"] or ())) if with_boxes else (),
     )
 
 
@@ -134,6 +145,14 @@ def _segments(entries: list[list[int]] | None) -> tuple[tuple[int, int, int], ..
     if entries is None:
         return None
     return tuple((int(entry[0]), int(entry[1]), int(entry[2])) for entry in entries)
+
+
+def _box(entry: dict[str, Any]) -> LabelledBox:
+    return LabelledBox(
+        class_id=int(entry["class_id"]),
+        is_crowd=bool(entry["is_crowd"]),
+        bbox_xywh_px=tuple(float(value) for value in entry["bbox"]),
+    )
 
 
 def _region(entry: dict[str, Any]) -> Region:

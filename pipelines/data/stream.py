@@ -22,37 +22,30 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from pipelines.data.collate import collate_image_text, collate_segmentation
+from pipelines.data.collate import collate_detection, collate_image_text, collate_segmentation
 from pipelines.data.compact import (
-    CompactImageText,
-    CompactSegmentation,
+    CompactSample,
+    compact_detection,
     compact_image_text,
     compact_segmentation,
     step_bytes,
 )
 from pipelines.data.config import DataConfig
 from pipelines.data.mixture import Draw, StepPlan, TaskMixture, plan_steps, substitute
-from pipelines.data.protection import check_protection
-from pipelines.data.shard_cache import ShardCache, default_cache_folder
-from pipelines.data.shard_folder import is_remote
-from pipelines.data.source import ShardSource
+from pipelines.data.source import Sources, open_sources
 from pipelines.data.step_memory import SlabRing, StepMemory
 from pipelines.data.tolerance import Damage
-from pipelines.errors import ConfigError, DamagedSampleError, DataError
+from pipelines.errors import DamagedSampleError, DataError
 from xdecoder.batch import Batch
 
 StepItem = tuple[tuple[Batch, ...], dict[str, Any]]
-Sources = dict[str, tuple[ShardSource, ...]]
 
-# the order of the batches in a step
-TASKS = ("segmentation", "image_text")
 # further samples that are tried in the place of a damaged one
 _MAX_ATTEMPTS = 16
 # a step is in the hands of the training process while the worker has begun another
@@ -66,7 +59,7 @@ class BuiltStep:
     slab: int
     used: int
     sources: dict[str, int]
-    samples: dict[str, tuple[CompactSegmentation | CompactImageText, ...]]
+    samples: dict[str, tuple[CompactSample, ...]]
     state: dict[str, Any]
     damage: tuple[Damage, ...]
 
@@ -119,7 +112,7 @@ class StepBuilder(Dataset[BuiltStep | DataError]):
 
     def _sample(
         self, task: str, draw: Draw, memory: StepMemory, damage: list[Damage]
-    ) -> CompactSegmentation | CompactImageText:
+    ) -> CompactSample:
         """The sample of a draw, or of the first substitute that is not damaged."""
         wanted, used = draw, memory.used
         for attempt in range(_MAX_ATTEMPTS + 1):
@@ -142,22 +135,19 @@ class StepBuilder(Dataset[BuiltStep | DataError]):
             f"whole; none is. The first: {damage[-_MAX_ATTEMPTS - 1]}"
         )
 
-    def _compact(
-        self, task: str, draw: Draw, memory: StepMemory
-    ) -> CompactSegmentation | CompactImageText:
-        source = self.sources[task][draw.source]
-        raw = source.read(draw.sample)
+    def _compact(self, task: str, draw: Draw, memory: StepMemory) -> CompactSample:
+        source, config = self.sources[task][draw.source], self.config
+        raw, seed, epoch = source.read(draw.sample), self.seed, draw.epoch
         if task == "image_text":
-            return compact_image_text(
-                raw, self.config.image_text, memory, seed=self.seed, epoch=draw.epoch
+            return compact_image_text(raw, config.image_text, memory, seed=seed, epoch=epoch)
+        if task == "detection":
+            is_thing = source.vocabulary.is_thing
+            return compact_detection(
+                raw, config.detection, memory, seed=seed, epoch=epoch, is_thing=is_thing
             )
+        num_classes = len(source.vocabulary.names)
         return compact_segmentation(
-            raw,
-            self.config.segmentation,
-            memory,
-            seed=self.seed,
-            epoch=draw.epoch,
-            num_classes=len(source.vocabulary.names),
+            raw, config.segmentation, memory, seed=seed, epoch=epoch, num_classes=num_classes
         )
 
     def _substitute(self, task: str, draw: Draw, attempt: int) -> Draw:
@@ -247,6 +237,8 @@ class DataStream(Iterator[StepItem]):
         if task == "image_text":
             return collate_image_text(samples, memory)
         source = self._builder.sources[task][step.sources[task]]
+        if task == "detection":
+            return collate_detection(samples, source.things, memory)
         return collate_segmentation(samples, source.vocabulary, memory)
 
 
@@ -260,15 +252,16 @@ def build_stream(
 ) -> DataStream:
     """One rank's share of every step from `state` on: `(batches, state after the step)`.
 
-    The batches come in the order of `TASKS`, without the tasks whose batch size is 0. The state is
-    a small JSON-able dictionary, the same on every rank, and fits any rank, world size and worker
-    count.
+    The batches come in the order of `DataConfig.parts`, without the tasks whose batch size is 0.
+    The state is a small JSON-able dictionary, the same on every rank, and fits any rank, world size
+    and worker count.
 
     Raises:
         ConfigError: no shards for a task, or a batch size that the ranks cannot share.
         DataError: shards are missing or damaged, or `state` belongs to other data.
     """
-    sources, mixtures = _open_sources(config)
+    sources = open_sources(config)
+    mixtures = _mixtures(config, sources)
     plans = plan_steps(
         mixtures,
         rank=rank,
@@ -277,11 +270,7 @@ def build_stream(
         window=config.shuffle_window,
         state=state,
     )
-    num_bytes = step_bytes(
-        config.segmentation if "segmentation" in sources else None,
-        config.image_text if "image_text" in sources else None,
-        world_size=world_size,
-    )
+    num_bytes = step_bytes(config.parts().values(), world_size=world_size)
     ring = None
     if config.num_workers:
         ring = SlabRing(
@@ -293,54 +282,16 @@ def build_stream(
     return DataStream(builder, plans)
 
 
-def _open_sources(config: DataConfig) -> tuple[Sources, tuple[TaskMixture, ...]]:
-    parts = {task: getattr(config, task) for task in TASKS}
-    parts = {task: part for task, part in parts.items() if part.batch_size > 0}
-    for task, part in parts.items():
-        if not part.shards:
-            raise ConfigError(
-                f"data.{task}.shards must name at least one folder of shards; got none. "
-                f"Set it, or data.{task}.batch_size=0."
-            )
-    cache = _open_cache(config, [folder for part in parts.values() for folder in part.shards])
-    sources: Sources = {}
+def _mixtures(config: DataConfig, sources: Sources) -> tuple[TaskMixture, ...]:
     mixtures = []
-    for task, part in parts.items():
-        sources[task] = tuple(
-            ShardSource.open(folder, config.split, task, cache=cache) for folder in part.shards
-        )
-        sizes = tuple(source.size() for source in sources[task])
+    for task, opened in sources.items():
+        part = config.parts()[task]
+        sizes = tuple(source.size() for source in opened)
         weights = part.weights or tuple(float(size.num_samples) for size in sizes)
         mixtures.append(
             TaskMixture(name=task, batch_size=part.batch_size, sources=sizes, weights=weights)
         )
-    _require_room(cache, sources, config.shuffle_window)
-    opened = [(source.name, source.manifest) for part in sources.values() for source in part]
-    check_protection(opened, config.protected)
-    return sources, tuple(mixtures)
-
-
-def _open_cache(config: DataConfig, folders: list[str]) -> ShardCache | None:
-    if not any(is_remote(folder) for folder in folders):
-        return None
-    folder = Path(config.cache_dir) if config.cache_dir else default_cache_folder()
-    return ShardCache(folder, max_bytes=int(config.cache_gib * 2**30))
-
-
-def _require_room(cache: ShardCache | None, sources: Sources, window: int) -> None:
-    """Refuse a cache in which the shards that are read together would push each other out."""
-    if cache is None:
-        return
-    remote = {
-        source.name: source for part in sources.values() for source in part if source.is_remote
-    }
-    needed = sum(source.window_bytes(window) for source in remote.values())
-    if needed > cache.max_bytes:
-        raise ConfigError(
-            f"data.cache_gib must hold the shards that are mixed with each other and the next one, "
-            f"{needed / 2**30:.3g} GiB; got {cache.max_bytes / 2**30:.3g}. Raise it, or lower "
-            "data.shuffle_window."
-        )
+    return tuple(mixtures)
 
 
 class _PlanSampler(Sampler[StepPlan]):

@@ -166,8 +166,8 @@ def test_a_step_never_needs_more_than_its_memory(
     config = replace(
         SEGMENTATION, max_phrases=6, augment=AugmentConfig(scale_range=(0.9, 1.1)), size_hw=(64, 88)
     )
-    one = step_bytes(replace(config, batch_size=2), None, world_size=2)
-    assert one == step_bytes(replace(config, batch_size=1), None, world_size=1)
+    one = step_bytes((replace(config, batch_size=2),), world_size=2)
+    assert one == step_bytes((replace(config, batch_size=1),), world_size=1)
     most = 0
     for raw in samples.values():
         for epoch in range(6):
