@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from xdecoder.mask_former.model import MaskFormer
     from xdecoder.model import XDecoder
     from xdecoder.openseed.model import OpenSeeD
+    from xdecoder.openseed.questions import MasksOfBoxes
     from xdecoder.tasks.captioning import Captioning
+    from xdecoder.tasks.detection import Detection, Grounding, ReferringDetection
     from xdecoder.tasks.editing import Editing
     from xdecoder.tasks.open_vocabulary import Instance, Panoptic, Semantic
     from xdecoder.tasks.referring import Referring
@@ -23,13 +25,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Captioning": "xdecoder.tasks.captioning",
+    "Detection": "xdecoder.tasks.detection",
     "Editing": "xdecoder.tasks.editing",
+    "Grounding": "xdecoder.tasks.detection",
     "Instance": "xdecoder.tasks.open_vocabulary",
     "MaskFormer": "xdecoder.mask_former.model",
+    "MasksOfBoxes": "xdecoder.openseed.questions",
     "OpenSeeD": "xdecoder.openseed.model",
     "Panoptic": "xdecoder.tasks.open_vocabulary",
     "Referring": "xdecoder.tasks.referring",
     "ReferringCaptioning": "xdecoder.tasks.referring_captioning",
+    "ReferringDetection": "xdecoder.tasks.detection",
     "RegionRetrieval": "xdecoder.tasks.region_retrieval",
     "Retrieval": "xdecoder.tasks.retrieval",
     "Semantic": "xdecoder.tasks.open_vocabulary",
@@ -38,13 +44,17 @@ _HOMES = {
 }
 __all__ = [
     "Captioning",
+    "Detection",
     "Editing",
+    "Grounding",
     "Instance",
     "MaskFormer",
+    "MasksOfBoxes",
     "OpenSeeD",
     "Panoptic",
     "Referring",
     "ReferringCaptioning",
+    "ReferringDetection",
     "RegionRetrieval",
     "Retrieval",
     "Semantic",

@@ -13,7 +13,7 @@ from xdecoder.backbones import Backbone
 from xdecoder.decoder import MaskedDecoder
 from xdecoder.images import Picture, normalised, rgb_pixels
 from xdecoder.outputs import DecoderOutput, ImageFeatures, TextFeatures
-from xdecoder.prediction import AnswerT, PredictionConfig, Question, Search
+from xdecoder.prediction import AnswerT, PredictionConfig, Question, Search, check_answered
 from xdecoder.queries import QuerySet
 from xdecoder.text.encoder import TextEncoder
 from xdecoder.text.prompts import ClassEmbeddingCache
@@ -92,6 +92,7 @@ class XDecoder(nn.Module):
 
         A picture is a Pillow image of any mode or a uint8 array; answers have its upright size.
         """
+        check_answered(self, question)
         if isinstance(image, list | tuple):
             return question.ask(self, [rgb_pixels(each) for each in image])
         return question.ask(self, rgb_pixels(image))

@@ -6,7 +6,7 @@
 A question knows what to ask and how to read the answer; a model knows neither.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -30,6 +30,32 @@ class Question(Protocol[ModelT, AnswerT]):
     def ask(self, model: ModelT, image: ImageArray) -> AnswerT:
         """The answer, at the size of the image: RGB in 0..255."""
         ...
+
+
+# which questions of ours each family answers
+_SEGMENTATION = ("Panoptic", "Semantic", "Instance", "Detection")
+_PHRASES = ("Referring", "ReferringDetection", "Grounding")
+_TEXTS = ("Captioning", "ReferringCaptioning", "Retrieval", "RegionRetrieval", "Editing")
+ANSWERED: Mapping[str, tuple[str, ...]] = {
+    "XDecoder": (*_SEGMENTATION, *_PHRASES, *_TEXTS),
+    "MaskFormer": _SEGMENTATION,
+    "OpenSeeD": (*_SEGMENTATION, *_PHRASES, "MasksOfBoxes"),
+}
+
+
+def check_answered(model: object, question: object) -> None:
+    """Nothing, where the family of the model answers the question; one's own may ask anything.
+
+    Raises: TypeError for a question of ours that only other families answer.
+    """
+    family, kind = type(model).__name__, type(question).__name__
+    answering = [name for name, kinds in ANSWERED.items() if kind in kinds]
+    is_ours = type(question).__module__.partition(".")[0] == __name__.partition(".")[0]
+    if is_ours and answering and family in ANSWERED and family not in answering:
+        raise TypeError(
+            f"{kind}: must be asked of {' or '.join(answering)}; got a model of the family "
+            f"{family}, which answers {', '.join(ANSWERED[family])}."
+        )
 
 
 class Search(Protocol[ModelT, AnswerT]):

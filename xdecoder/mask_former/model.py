@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from xdecoder.images import Picture, normalised, rgb_pixels
 from xdecoder.mask_former.outputs import MaskOutput
 from xdecoder.pixel_decoder import Pyramid
-from xdecoder.prediction import AnswerT, PredictionConfig, Question
+from xdecoder.prediction import AnswerT, PredictionConfig, Question, check_answered
 
 
 class MaskHead(nn.Module):
@@ -71,6 +71,7 @@ class MaskFormer(nn.Module):
     @torch.no_grad()
     def predict(self, image: Picture, question: Question["MaskFormer", AnswerT]) -> AnswerT:
         """The answer to a question about segments, at the picture's upright size."""
+        check_answered(self, question)
         return question.ask(self, rgb_pixels(image))
 
     def forward(

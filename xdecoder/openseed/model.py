@@ -13,7 +13,7 @@ from xdecoder.openseed.denoising import Conditions
 from xdecoder.openseed.outputs import OpenSeeDOutput
 from xdecoder.outputs import TextFeatures
 from xdecoder.pixel_decoder import Pyramid
-from xdecoder.prediction import AnswerT, PredictionConfig, Question
+from xdecoder.prediction import AnswerT, PredictionConfig, Question, check_answered
 from xdecoder.text.encoder import TextEncoder
 from xdecoder.text.prompts import ClassEmbeddingCache
 from xdecoder.text.tokenizer import Tokenizer
@@ -63,6 +63,7 @@ class OpenSeeD(nn.Module):
     @torch.no_grad()
     def predict(self, image: Picture, question: Question["OpenSeeD", AnswerT]) -> AnswerT:
         """The answer to a question about one picture, at its upright size."""
+        check_answered(self, question)
         return question.ask(self, rgb_pixels(image))
 
     def encode_images(

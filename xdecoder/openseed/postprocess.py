@@ -5,7 +5,7 @@ Source: IDEA-Research/OpenSeeD, openseed_model.py (semantic, panoptic, instance 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -34,6 +34,15 @@ class ImagePrediction:
     boxes_xyxy_px: Float[Tensor, "q 4"]
     masks: FullSizeMasks
     num_foreground: int
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """The size that boxes and masks are at."""
+        return self.masks.shape[1], self.masks.shape[2]
+
+    def of_texts(self, texts: slice) -> "ImagePrediction":
+        """The same about some of the texts."""
+        return replace(self, scores=self.scores[:, texts])
 
     @property
     def shares(self) -> Float[Tensor, "q k1"]:
@@ -76,17 +85,24 @@ def image_prediction(
         mode=resize,
         canvas_mode="bilinear",
     )
-    canvas_h, canvas_w = output.canvas_hw
     # boxes are shares of the padded image
-    scale_x = canvas_w * out_hw[1] / image_hw[1]
-    scale_y = canvas_h * out_hw[0] / image_hw[0]
-    boxes = xyxy(one.boxes_cxcywh01[0]) * logits.new_tensor([scale_x, scale_y, scale_x, scale_y])
+    canvas = canvas_in_pixels(output.canvas_hw, image_hw=image_hw, out_hw=out_hw)
+    boxes = xyxy(one.boxes_cxcywh01[0]) * logits.new_tensor(canvas)
     return ImagePrediction(
         scores=one.class_logits[0].sigmoid(),
         boxes_xyxy_px=boxes,
         masks=masks,
         num_foreground=output.num_foreground,
     )
+
+
+def canvas_in_pixels(
+    canvas_hw: tuple[int, int], *, image_hw: tuple[int, int], out_hw: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Width and height, twice, of a padded image whose unpadded part becomes `out_hw`."""
+    width = canvas_hw[1] * out_hw[1] / image_hw[1]
+    height = canvas_hw[0] * out_hw[0] / image_hw[0]
+    return width, height, width, height
 
 
 def semantic(prediction: ImagePrediction) -> Float[Tensor, "k h w"]:

@@ -15,12 +15,15 @@ from xdecoder.images import ImageArray, ImageFit
 from xdecoder.mask_former import task as mask_former
 from xdecoder.mask_former.model import MaskFormer
 from xdecoder.model import XDecoder
+from xdecoder.openseed import postprocess as openseed
+from xdecoder.openseed.model import OpenSeeD
+from xdecoder.openseed.questions import clipped, see_texts
 from xdecoder.postprocess import Instances, PanopticSegment
 from xdecoder.tasks import segmentation
 from xdecoder.tasks.segmentation import SeenSegments
 from xdecoder.text.prompts import BACKGROUND, plain_name
 
-Segmenter = XDecoder | MaskFormer
+Segmenter = XDecoder | MaskFormer | OpenSeeD
 
 
 class SemanticMap(NamedTuple):
@@ -31,7 +34,7 @@ class SemanticMap(NamedTuple):
 
 
 class FoundInstances(NamedTuple):
-    """Instances from the surest on, with boxes from their masks."""
+    """Instances from the surest on, with their boxes: the model's own, or those of the masks."""
 
     instances: Instances
     vocabulary: Vocabulary
@@ -57,6 +60,9 @@ class Semantic:
 
     def ask(self, model: Segmenter, image: ImageArray) -> SemanticMap:
         vocabulary = vocabulary_of(model, self.vocabulary)
+        if isinstance(model, OpenSeeD):
+            seen = see_texts(model, image, vocabulary.names, fit=self.fit)
+            return SemanticMap(openseed.semantic_ids(seen), vocabulary)
         result = _segmented(model, image, vocabulary, self.fit)
         return SemanticMap(semantic_ids(result.class_probs, result.masks), vocabulary)
 
@@ -75,14 +81,24 @@ class Instance:
 
     def ask(self, model: Segmenter, image: ImageArray) -> FoundInstances:
         vocabulary = vocabulary_of(model, self.vocabulary)
-        result = _segmented(model, image, vocabulary, self.fit)
-        found = postprocess.instances(
-            result.class_probs,
-            result.masks,
-            top_k=self.top_k,
-            is_thing=vocabulary.is_thing,
-            minimum_score=self.minimum_score,
-        )
+        if isinstance(model, OpenSeeD):
+            found = openseed.instances(
+                see_texts(model, image, vocabulary.names, fit=self.fit),
+                top_k=self.top_k,
+                is_thing=vocabulary.is_thing,
+                minimum_score=self.minimum_score,
+            )
+            boxes = clipped(found.boxes_xyxy_px, (image.shape[0], image.shape[1]))
+            found = found._replace(boxes_xyxy_px=boxes)
+        else:
+            result = _segmented(model, image, vocabulary, self.fit)
+            found = postprocess.instances(
+                result.class_probs,
+                result.masks,
+                top_k=self.top_k,
+                is_thing=vocabulary.is_thing,
+                minimum_score=self.minimum_score,
+            )
         has_pixel = found.masks.flatten(1).any(1)
         return FoundInstances(Instances(*(part[has_pixel] for part in found)), vocabulary)
 
@@ -102,15 +118,25 @@ class Panoptic:
 
     def ask(self, model: Segmenter, image: ImageArray) -> PanopticMap:
         vocabulary, own = vocabulary_of(model, self.vocabulary), model.prediction
-        result = _segmented(model, image, vocabulary, self.fit)
-        found = postprocess.panoptic(
-            result.class_probs,
-            result.masks,
-            is_thing=vocabulary.is_thing,
-            object_threshold=_given(self.object_threshold, own.object_threshold),
-            overlap_threshold=_given(self.overlap_threshold, own.overlap_threshold),
-            keeps_faint_pixels=own.keeps_faint_pixels,
-        )
+        object_threshold = _given(self.object_threshold, own.object_threshold)
+        overlap_threshold = _given(self.overlap_threshold, own.overlap_threshold)
+        if isinstance(model, OpenSeeD):
+            found = openseed.panoptic(
+                see_texts(model, image, vocabulary.names, fit=self.fit),
+                is_thing=vocabulary.is_thing,
+                object_threshold=object_threshold,
+                overlap_threshold=overlap_threshold,
+            )
+        else:
+            result = _segmented(model, image, vocabulary, self.fit)
+            found = postprocess.panoptic(
+                result.class_probs,
+                result.masks,
+                is_thing=vocabulary.is_thing,
+                object_threshold=object_threshold,
+                overlap_threshold=overlap_threshold,
+                keeps_faint_pixels=own.keeps_faint_pixels,
+            )
         return PanopticMap(found.ids, found.segments, vocabulary)
 
 
@@ -157,7 +183,7 @@ def class_columns(model: MaskFormer, names: Sequence[str]) -> list[int]:
 
 
 def _segmented(
-    model: Segmenter, image: ImageArray, vocabulary: Vocabulary, fit: ImageFit | None
+    model: XDecoder | MaskFormer, image: ImageArray, vocabulary: Vocabulary, fit: ImageFit | None
 ) -> SeenSegments:
     own, size_hw = model.prediction, (image.shape[0], image.shape[1])
     pixels = (fit or own.segmentation).pixels(image)

@@ -11,8 +11,10 @@ from torch import Tensor
 from xdecoder.images import ImageArray, ImageFit
 from xdecoder.losses.contrastive import cosine
 from xdecoder.model import XDecoder
+from xdecoder.openseed.model import OpenSeeD
+from xdecoder.openseed.questions import best_of_phrases, see_texts
 from xdecoder.outputs import ImageFeatures
-from xdecoder.postprocess import ResizeMode, boxes_from_masks, mask_quality
+from xdecoder.postprocess import ResizeMode, boxes_from_masks, cut_masks, mask_quality
 from xdecoder.queries import QuerySet
 from xdecoder.tasks.base import full_precision
 from xdecoder.tasks.masks import image_masks
@@ -39,14 +41,16 @@ class Referring:
     """What each phrase means, all phrases in one pass over the image.
 
     is_joint: the phrases see each other, as the released X-Decoder asks them; None and fit=None:
-    as the model is used to.
+    as the model is used to. An OpenSeeD gives each phrase the mask of the query that it fits best.
     """
 
     phrases: tuple[str, ...]
     fit: ImageFit | None = None
     is_joint: bool | None = None
 
-    def ask(self, model: XDecoder, image: ImageArray) -> FoundRegions:
+    def ask(self, model: XDecoder | OpenSeeD, image: ImageArray) -> FoundRegions:
+        if isinstance(model, OpenSeeD):
+            return self._masks_of_boxes(model, image)
         own, size_hw = model.prediction, (image.shape[0], image.shape[1])
         logits = predict(
             model,
@@ -59,6 +63,17 @@ class Referring:
         masks = logits > 0
         return FoundRegions(
             tuple(self.phrases), masks, mask_quality(logits), boxes_from_masks(masks)
+        )
+
+    def _masks_of_boxes(self, model: OpenSeeD, image: ImageArray) -> FoundRegions:
+        if not self.phrases:
+            none = torch.zeros(0, image.shape[0], image.shape[1], dtype=torch.bool)
+            return FoundRegions((), none, torch.zeros(0), boxes_from_masks(none))
+        seen = see_texts(model, image, (), self.phrases, fit=self.fit or model.prediction.referring)
+        cut = cut_masks(seen.masks, best_of_phrases(seen, len(self.phrases))[1])
+        masks = cut.regions[cut.place]
+        return FoundRegions(
+            tuple(self.phrases), masks, cut.quality[cut.place], boxes_from_masks(masks)
         )
 
 

@@ -1,0 +1,173 @@
+"""An OpenSeeD asked about one picture: with names, with phrases, or with boxes that want masks.
+
+A phrase is a name in its own words: what the text encoder reads is the phrase alone, where a name
+stands in templates. The original has no phrases; that they are asked so is ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from xdecoder.full_size import FullSizeMasks
+from xdecoder.images import ImageArray, ImageFit
+from xdecoder.openseed.boxes import cxcywh
+from xdecoder.openseed.conditioned import conditioned_masks
+from xdecoder.openseed.model import OpenSeeD
+from xdecoder.openseed.postprocess import ImagePrediction, canvas_in_pixels, image_prediction
+from xdecoder.pixel_decoder import Pyramid
+from xdecoder.postprocess import ResizeMode, cut_masks
+from xdecoder.text.prompts import PLAIN_TEMPLATES, sentence_embeddings
+
+Box = tuple[float, float, float, float]
+
+
+class FoundMasks(NamedTuple):
+    """The mask of each given box, in their order; scores: how well its name fits, 0..1."""
+
+    names: tuple[str, ...]
+    boxes_xyxy_px: Float[Tensor, "n 4"]
+    scores: Float[Tensor, " n"]
+    masks: Bool[Tensor, "n h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksOfBoxes:
+    """The masks of boxes that somebody drew, each with the name of what is inside.
+
+    boxes_xyxy_px: in pixels of the upright picture, ends past the last pixel; what lies outside is
+    cut off. fit: None for the model's own. All boxes of a call see each other.
+    """
+
+    boxes_xyxy_px: tuple[Box, ...]
+    names: tuple[str, ...]
+    fit: ImageFit | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.boxes_xyxy_px) != len(self.names):
+            raise ValueError(
+                "MasksOfBoxes: each box must have a name; got "
+                f"{len(self.boxes_xyxy_px)} boxes and {len(self.names)} names."
+            )
+
+    def ask(self, model: OpenSeeD, image: ImageArray) -> FoundMasks:
+        """Raises: ValueError for a box that has no pixel of the picture."""
+        size_hw = (image.shape[0], image.shape[1])
+        given = torch.tensor(self.boxes_xyxy_px, dtype=torch.float32).reshape(-1, 4)
+        boxes = clipped(given, size_hw)
+        for place in (~has_area(boxes)).nonzero()[:, 0].tolist():
+            raise ValueError(
+                f"MasksOfBoxes: box {place} must be x, y, x, y with an area inside the picture of "
+                f"{size_hw[1]} x {size_hw[0]} pixels; got {self.boxes_xyxy_px[place]}."
+            )
+        if not self.names:
+            return FoundMasks((), boxes, boxes.new_zeros(0), torch.zeros(0, *size_hw) > 0)
+        return self._decoded(model, image, boxes.to(model.logit_scale.device), size_hw)
+
+    def _decoded(
+        self, model: OpenSeeD, image: ImageArray, boxes: Tensor, size_hw: tuple[int, int]
+    ) -> FoundMasks:
+        own = model.prediction
+        pixels = (self.fit or own.segmentation).pixels(image)
+        image_hw = (pixels.shape[1], pixels.shape[2])
+        pyramid = model.encode_images(pixels[None].to(boxes.device))
+        canvas_hw = (4 * pyramid.mask_features.shape[2], 4 * pyramid.mask_features.shape[3])
+        canvas = canvas_in_pixels(canvas_hw, image_hw=image_hw, out_hw=size_hw)
+        shares = boxes / boxes.new_tensor(canvas)
+        distinct = tuple(dict.fromkeys(self.names))
+        ids = torch.tensor([distinct.index(name) for name in self.names], device=boxes.device)
+        found = conditioned_masks(
+            model,
+            pyramid,
+            name_vectors(model, distinct),
+            [ids],
+            [cxcywh(shares)],
+            num_queries=num_queries(model, pyramid),
+        )
+        masks = FullSizeMasks(
+            found.mask_logits.float(),
+            canvas_hw=canvas_hw,
+            valid_hw=image_hw,
+            out_hw=size_hw,
+            mode=own.mask_resize,
+            canvas_mode="bilinear",
+        )
+        regions = cut_masks(masks, torch.arange(len(self.names), device=boxes.device)).regions
+        return FoundMasks(self.names, boxes, found.scores, regions)
+
+
+def name_vectors(model: OpenSeeD, names: Sequence[str]) -> Float[Tensor, "k d"]:
+    """Unit vectors of names in the model's own templates, kept for the next picture."""
+    return model.class_embeddings(model, names, templates=model.prediction.templates)
+
+
+def phrase_vectors(model: OpenSeeD, phrases: Sequence[str]) -> Float[Tensor, "p d"]:
+    """Unit vectors of phrases, each in its own words and with one full stop."""
+    template = PLAIN_TEMPLATES[0]
+    return sentence_embeddings(model, [template.format(each.rstrip(" .")) for each in phrases])
+
+
+def see_texts(
+    model: OpenSeeD,
+    image: ImageArray,
+    names: Sequence[str],
+    phrases: Sequence[str] = (),
+    *,
+    fit: ImageFit | None = None,
+) -> ImagePrediction:
+    """What the model sees of the names and, after them, of the phrases, at the picture's size."""
+    own = model.prediction
+    vectors = [name_vectors(model, names)] if names else []
+    vectors += [phrase_vectors(model, phrases)] if phrases else []
+    pixels = (fit or own.segmentation).pixels(image)
+    size_hw = (image.shape[0], image.shape[1])
+    return see(model, pixels, torch.cat(vectors), size_hw, resize=own.mask_resize)
+
+
+@torch.no_grad()
+def see(
+    model: OpenSeeD,
+    pixels: Float[Tensor, "3 h w"],
+    texts: Float[Tensor, "k d"],
+    out_hw: tuple[int, int],
+    *,
+    resize: ResizeMode,
+) -> ImagePrediction:
+    """What the model sees in RGB pixels in 0..255 when asked for some texts, at `out_hw`."""
+    pyramid = model.encode_images(pixels[None].to(texts.device))
+    output = model.decode(pyramid, texts, num_queries=num_queries(model, pyramid))
+    image_hw = (pixels.shape[1], pixels.shape[2])
+    return image_prediction(output, 0, image_hw=image_hw, out_hw=out_hw, resize=resize)
+
+
+def num_queries(model: OpenSeeD, pyramid: Pyramid) -> int:
+    """As many as the model has, or as the picture has places, where these are fewer."""
+    places = sum(level.shape[2] * level.shape[3] for level in pyramid.levels)
+    return min(model.decoder.num_queries, places)
+
+
+def best_of_phrases(
+    seen: ImagePrediction, num_phrases: int
+) -> tuple[Float[Tensor, " p"], Int[Tensor, " p"]]:
+    """The best score of each phrase, which stand last among the texts, and the query that has it.
+
+    Learned queries take part: a phrase may mean stuff. Scores are 0 where no box is in the picture.
+    """
+    first = seen.scores.shape[1] - num_phrases
+    is_outside = ~has_area(clipped(seen.boxes_xyxy_px, seen.size_hw))
+    scores, queries = seen.scores[:, first:].masked_fill(is_outside[:, None], 0.0).max(0)
+    return scores, queries
+
+
+def clipped(boxes_xyxy_px: Float[Tensor, "n 4"], size_hw: tuple[int, int]) -> Float[Tensor, "n 4"]:
+    """The parts of boxes that lie in a picture of this size."""
+    height, width = size_hw
+    return boxes_xyxy_px.clamp(min=0).minimum(boxes_xyxy_px.new_tensor([width, height] * 2))
+
+
+def has_area(boxes_xyxy_px: Float[Tensor, "n 4"]) -> Bool[Tensor, " n"]:
+    """Which boxes are wider and higher than nothing; one that is no number is not."""
+    return (boxes_xyxy_px[:, 2:] > boxes_xyxy_px[:, :2]).all(1)
