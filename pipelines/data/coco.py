@@ -47,6 +47,7 @@ class CocoFolder:
 
     refs_name: which `refs/refs(<name>).p` to read; needed only where there are several.
     refs_folder: where they are instead of `refs`. kinds: the annotation files to read.
+    with_refs: read phrases at all.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class CocoFolder:
         refs_name: str | None = None,
         refs_folder: Path | None = None,
         kinds: tuple[str, ...] = KINDS,
+        with_refs: bool = True,
     ) -> None:
         self.root = Path(root)
         self.refs_name = refs_name
         self.refs_folder = refs_folder or self.root / "refs"
         self.kinds = kinds
+        self.with_refs = with_refs
         if not self.root.is_dir():
             raise DataError(
                 f"CocoFolder: root must be a folder; got {self.root}. "
@@ -110,7 +113,7 @@ class CocoFolder:
             expected = ", ".join(f"{kind}_{split}.json" for kind in self.kinds)
             raise DataError(f"{folder}: must hold at least one of {expected}; found none.")
         documents = {kind: Document.read(path) for kind, path in paths.items()}
-        refs_path = self._refs_path()
+        refs_path = self._refs_path() if self.with_refs else None
         refs = read_regions(refs_path, {split, _without_year(split)}) if refs_path else {}
         return CocoSplit(
             name=split,

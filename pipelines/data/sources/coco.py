@@ -38,6 +38,18 @@ def _read(kinds: tuple[str, ...], request: Request) -> CocoSplit:
     return folder.split(request.split)
 
 
+def _read_boxes(request: Request) -> CocoSplit:
+    split = CocoFolder(request.root, kinds=("instances",), with_refs=False).split(request.split)
+    return replace(split, records=tuple(_without_masks(record) for record in split.records))
+
+
+def _without_masks(record: CocoRecord) -> CocoRecord:
+    instances = record.instances
+    if instances is None:
+        return record
+    return replace(record, instances=tuple(replace(i, segmentation=[]) for i in instances))
+
+
 def _read_custom(request: Request) -> CocoSplit:
     split = _read(KINDS, request)
     if request.class_list is None:
@@ -81,20 +93,22 @@ def _only(record: CocoRecord, kept: set[int]) -> CocoRecord:
     )
 
 
-def _source(name: str, kinds: tuple[str, ...], description: str) -> Source:
+def _files(*kinds: str) -> tuple[NeededFile, ...]:
+    lists = (
+        NeededFile(path=f"annotations/{kind}_{{split}}*.json", url=_ARCHIVES[kind])
+        for kind in kinds
+    )
+    return (*lists, _IMAGES)
+
+
+def _source(name: str, kind: str, description: str) -> Source:
     return Source(
         name=name,
         description=description,
         licence=_LICENCE,
         url=_SITE,
-        files=(
-            *(
-                NeededFile(path=f"annotations/{kind}_{{split}}*.json", url=_ARCHIVES[kind])
-                for kind in kinds
-            ),
-            _IMAGES,
-        ),
-        read_split=partial(_read, kinds),
+        files=_files(kind),
+        read_split=partial(_read, (kind,)),
         takes=("split_by", "refer"),
     )
 
@@ -109,9 +123,17 @@ SOURCES = (
         read_split=partial(_read, KINDS),
         takes=("split_by", "refer"),
     ),
-    _source("coco-panoptic", ("panoptic",), "panoptic segments, with phrases if --refer is given"),
-    _source("coco-instances", ("instances",), "80 classes of things, as segments without stuff"),
-    _source("coco-captions", ("captions",), "five captions for each image"),
+    _source("coco-panoptic", "panoptic", "panoptic segments, with phrases if --refer is given"),
+    _source("coco-instances", "instances", "80 classes of things, as segments without stuff"),
+    Source(
+        name="coco-boxes",
+        description="80 classes of things, as boxes without masks",
+        licence=_LICENCE,
+        url=_SITE,
+        files=_files("instances"),
+        read_split=_read_boxes,
+    ),
+    _source("coco-captions", "captions", "five captions for each image"),
     Source(
         name="custom",
         description="one's own COCO-format folder, cut to the classes of a list",

@@ -106,6 +106,34 @@ def test_instances_alone_become_segments_with_small_things_in_front(layout, pack
     assert packed.manifest.splits["train"].counts["captions"] == 0
 
 
+def test_boxes_alone_leave_everything_else_behind(layout, pack) -> None:
+    _write_coco(layout)
+    _write_panoptic(layout)
+    # several lists of phrases, of which boxes need none
+    for name in ("unc", "google"):
+        layout.path(f"refs/refs({name}).p").write_bytes(pickle.dumps([]))
+    packed = pack("coco-boxes")
+    sample = packed.samples["000000000139"]
+    assert packed.manifest.names == ("person", "toothbrush")
+    assert packed.manifest.is_thing == (True, True)
+    assert sample.ids is None
+    assert sample.document["instances"] == [
+        {"id": 1, "class_id": 0, "is_crowd": 0, "rle": None, "bbox": [2, 3, 20, 12]},
+        {"id": 2, "class_id": 1, "is_crowd": 0, "rle": None, "bbox": [8, 6, 5, 4]},
+    ]
+    left = [sample.document[name] for name in ("annotation", "segments", "captions", "regions")]
+    assert left == ["boxes", None, [], []]
+    counts = packed.manifest.splits["train"].counts
+    assert (counts["instances"], counts["segments"], counts["captions"]) == (3, 0, 0)
+
+
+def test_boxes_need_a_list_of_instances(layout, pack) -> None:
+    _write_coco(layout)
+    layout.path("annotations/instances_train2017.json").unlink()
+    with pytest.raises(DataError, match=r"coco-boxes: files are missing.*\n.*instances_train\*"):
+        pack("coco-boxes")
+
+
 def test_captions_alone_need_no_classes(layout, pack) -> None:
     _write_coco(layout, "train2014", "COCO_train2014_{:012d}.jpg")
     packed = pack("coco-captions", "train2014")
