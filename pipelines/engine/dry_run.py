@@ -21,7 +21,7 @@ from pipelines.engine.session import build_losses
 from pipelines.engine.workload import forward_flops
 from pipelines.errors import ConfigError, DataError
 from pipelines.families import TrainedModel
-from xdecoder.batch import Batch, SegmentationBatch
+from xdecoder.batch import Batch, DetectionBatch, SegmentationBatch
 from xdecoder.losses.draws import Draws
 from xdecoder.tasks import MultiTask
 
@@ -110,7 +110,7 @@ def work_of(
         num_values=_num_trained(groups),
         forward_flops=flops * world_size * accumulation,
         activation_bytes=activations * world_size,
-        batch_sizes=(data.segmentation.batch_size, data.image_text.batch_size),
+        batch_sizes=tuple(part.batch_size for part in data.parts().values()),
         accumulation=accumulation,
         is_averaged=config.optimizer.ema_decay > 0,
         is_recomputed=config.parallel.checkpoint_activations,
@@ -124,10 +124,8 @@ def batch_table(config: RunConfig, world_size: int) -> Table:
     for name in ("size (h, w)", "in a micro-batch", "per rank", "in a step", "in the run"):
         table.add_column(name, justify="right")
     accumulation = config.parallel.accumulation
-    for task, part in (
-        ("segmentation", config.data.segmentation),
-        ("image_text", config.data.image_text),
-    ):
+    trained = {task: part for task, part in config.data.parts().items() if part.batch_size}
+    for task, part in trained.items():
         in_step = part.batch_size * accumulation
         table.add_row(
             task,
@@ -152,6 +150,9 @@ def shape_table(model: TrainedModel, batches: Sequence[Batch]) -> Table:
             table.add_row(f"{batch.task}: segments per image", str(counts))
             counts = [len(phrases.phrases) for phrases in batch.phrases]
             table.add_row(f"{batch.task}: phrases per image", str(counts))
+        if isinstance(batch, DetectionBatch):
+            counts = [len(boxes.class_ids) for boxes in batch.boxes]
+            table.add_row(f"{batch.task}: boxes per image", str(counts))
         with torch.no_grad():
             features = model.encode_images(batch.images)
         for index, level in enumerate(features.levels):

@@ -86,3 +86,21 @@ def test_other_machines_are_asked_for_by_number() -> None:
 def test_other_ranks_stay_silent(capsys: pytest.CaptureFixture[str]) -> None:
     dry_run(RECIPES["scenes"](), place=ProcessPlace(rank=1, world_size=2), device=CPU)
     assert capsys.readouterr().out == ""
+
+
+def test_only_the_tasks_of_a_step_are_listed(
+    capsys: pytest.CaptureFixture[str], tmp_path: object
+) -> None:
+    config = override(
+        RECIPES["openseed_scenes"](),
+        [
+            "model.backbone.weights=random",
+            f"data.segmentation.shards={tmp_path}",
+            f"data.detection.shards={tmp_path}",
+            "data.detection.batch_size=6",
+        ],
+    )
+    dry_run(config, place=ProcessPlace(), device=CPU)
+    text = capsys.readouterr().out
+    assert "6 (1 x 6)" in text
+    assert "image_text" not in text
