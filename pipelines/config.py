@@ -194,7 +194,9 @@ class WatchConfig:
     max_skipped, max_skipped_in_a_row: steps with a loss or gradient that is not finite are left
     out on every rank; one more than this ends the run.
     spikes: of the loss, `spike_sigmas` standard deviations above its mean over the last
-    `spike_window` steps. log = an event; skip = the step is left out as well.
+    `spike_window` steps. log = an event; skip = the step is left out as well; rollback = the run
+    also returns to its newest checkpoint and goes on with the data after the spike, at most
+    max_rollbacks times over all restarts, one more ends it. Before the first checkpoint it skips.
     stall_factor: a step that takes this many times the median of the last ones, and at least
     stall_min_seconds, is a stall: all stacks are written to logs/. The first step of a start has
     stall_first_seconds. on_stall: log = wait on; stop = leave with exit code 5, for a requeue.
@@ -204,7 +206,8 @@ class WatchConfig:
 
     max_skipped: int = 100
     max_skipped_in_a_row: int = 3
-    spikes: Literal["off", "log", "skip"] = "log"
+    max_rollbacks: int = 3
+    spikes: Literal["off", "log", "skip", "rollback"] = "log"
     spike_sigmas: float = 6.0
     spike_window: int = 100
     stall_factor: float = 10.0
@@ -218,6 +221,11 @@ class WatchConfig:
             raise ConfigError(
                 "watch.max_skipped and watch.max_skipped_in_a_row must be >= 0; got "
                 f"{self.max_skipped} and {self.max_skipped_in_a_row}. 0 ends the run at once."
+            )
+        if self.max_rollbacks < 0:
+            raise ConfigError(
+                f"watch.max_rollbacks must be >= 0; got {self.max_rollbacks}. 0 ends the run at "
+                "the first spike under watch.spikes=rollback."
             )
         if self.spike_sigmas <= 0 or self.spike_window < 2:
             raise ConfigError(
@@ -343,10 +351,11 @@ class RunConfig:
                 f"name must be one folder name; got {self.name!r}. "
                 "Use output_dir for the whole path."
             )
-        if self.watch.spikes == "skip" and self.parallel.precision == "fp16":
+        if self.watch.spikes in ("skip", "rollback") and self.parallel.precision == "fp16":
             raise ConfigError(
-                "watch.spikes=skip needs parallel.precision=bf16 or fp32; got fp16, whose loss "
-                "scale would fall at every step that is left out. Set watch.spikes=log."
+                f"watch.spikes={self.watch.spikes} needs parallel.precision=bf16 or fp32; got "
+                "fp16, whose loss scale would fall at every step that is left out. Set "
+                "watch.spikes=log."
             )
         self._check_family()
 

@@ -61,5 +61,11 @@ class NonFiniteLossError(PipelineError, ArithmeticError):
     exit_code = ExitCode.NON_FINITE
 
 
+class DivergenceError(PipelineError, ArithmeticError):
+    """A loss jumps again and again, however often the run goes back and leaves the data out."""
+
+    exit_code = ExitCode.NON_FINITE
+
+
 class BackendUnavailable(PipelineError, RuntimeError):
     """A training backend or tracker was asked for that this environment does not have."""

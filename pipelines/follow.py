@@ -122,6 +122,9 @@ def _headline(
     found = goodput(events, rows, until=now if is_running else max(signs))
     if found is not None:
         parts += [f"goodput {100 * found.share:.0f} %", f"starts {found.num_starts}"]
+    num_rollbacks = max((event.get("num_rollbacks", 0) for event in events), default=0)
+    if num_rollbacks:
+        parts.append(f"rollbacks {num_rollbacks}")
     left_out = sum(row.get("left_out", 0) for row in rows)
     if left_out:
         parts.append(f"left out {left_out}")

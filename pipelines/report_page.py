@@ -17,7 +17,7 @@ from pipelines.evaluation.published import PUBLISHED, compare
 from pipelines.evaluation.table import present_rows, shown
 
 Rows = Sequence[Mapping[str, Any]]
-_CLASS_FIGURES = {"pq": "PQ", "iou": "IoU", "ap": "AP", "sq": "SQ", "rq": "RQ"}
+_CLASS_FIGURES = {"pq": "PQ", "iou": "IoU", "ap": "AP", "box_ap": "Box AP", "sq": "SQ", "rq": "RQ"}
 _JPEG_QUALITY = 88
 _WIDEST_PX = 2200
 
@@ -94,7 +94,7 @@ def render_page(facts: RunFacts) -> str:
         _metrics(facts.report, "Metrics, percent"),
         _comparison(facts),
         *(_data_set(name, report) for name, report in facts.results.items()),
-        _curves(facts.metrics),
+        _curves(facts.metrics, facts.events),
         _pictures(facts.panels),
         _classes(facts.report, "Classes"),
         _events(facts.events),
@@ -106,6 +106,13 @@ def render_page(facts: RunFacts) -> str:
         f'<meta name="color-scheme" content="light dark"><title>{escape(facts.name)}</title>'
         f"<style>{_STYLE}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
     )
+
+
+def rollbacks(events: Rows) -> list[tuple[float, str]]:
+    """Steps that a run went back to because its loss jumped; told again by a restart, once."""
+    found = [event for event in events if event.get("event") == "rollback"]
+    steps = {event["num_rollbacks"]: event["to_step"] for event in found}
+    return [(float(step), f"rollback {number}") for number, step in steps.items()]
 
 
 def restarts(metrics: Rows) -> list[tuple[float, str]]:
@@ -217,10 +224,10 @@ def _meter(value: float | None, control: float | None) -> str:
     return f"<div class=meter><i style='width:{width:.1f}%'></i>{tick}</div>"
 
 
-def _curves(metrics: Rows) -> str:
+def _curves(metrics: Rows, events: Rows) -> str:
     if not metrics:
         return ""
-    marks = restarts(metrics)
+    marks = restarts(metrics) + rollbacks(events)
     names = sorted({name for row in metrics for name in row})
     tasks = [name for name in names if name.startswith("loss/")]
     charts = [line_chart([_series(metrics, "loss")], title="loss", marks=marks, is_log=True)]
@@ -302,6 +309,8 @@ def _events(events: Rows) -> str:
 
 def _rest_of(event: Mapping[str, Any]) -> str:
     known = ("time", "event", "step", "command")
+    # of every step that was undone; the file of events has them
+    known += ("keys",) if event.get("event") == "rollback" else ()
     return ", ".join(
         f"{key} {value}"
         for key, value in event.items()

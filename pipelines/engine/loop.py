@@ -2,7 +2,7 @@
 
     stream --(batches, data state)--> train_step --record--> recorder --rows--> trackers
                                           |
-                                   TrainState.step += 1; at boundaries: save, draw, stop
+                                   TrainState.step += 1; at boundaries: save, draw, stop, go back
 
 Losses stay on the device until a logging step. Whatever must agree between ranks (stop, save)
 is decided at a step boundary, on every rank alike.
@@ -27,6 +27,7 @@ from pipelines.engine.fence import Fence
 from pipelines.engine.machine import memory_gib, to_device
 from pipelines.engine.progress import ProgressLine
 from pipelines.engine.recorder import Recorder, Row, StepRecord
+from pipelines.engine.rollback import Rollbacks
 from pipelines.engine.schedule import learning_rate_factor
 from pipelines.engine.signals import StopFlag
 from pipelines.engine.skipped import SkippedSteps, poisoned, poisoned_unless_finite
@@ -57,6 +58,7 @@ class Surroundings:
 
     wall_time, fence: of the job and its run folder, on the main rank only. damage: what the stream
     could not use. skipped, spikes: what counts steps that were left out, and what judges losses.
+    rollbacks: what takes the run back where a loss jumps, else such a step is only left out.
     """
 
     group: Group
@@ -69,6 +71,7 @@ class Surroundings:
     damage: DamageCount | None = None
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
     spikes: SpikeWatch | None = None
+    rollbacks: Rollbacks | None = None
     watchdog: Watchdog | None = None
     utilisation: Utilisation | None = None
     fence: Fence | None = None
@@ -89,9 +92,11 @@ def train(
     with progress:
         while state.step < config.steps:
             record, batches = train_step(state, losses, stream, config, around)
-            recorder.add(record)
+            _remember(record, recorder, around)
             if around.utilisation is not None:
                 around.utilisation.count_once(losses, batches, config.seed)
+            if record.is_spike and _went_back(recorder, progress, state, around):
+                continue
             is_stopping = around.group.any_is_true(_wants_to_stop(around))
             is_last = is_stopping or state.step == config.steps
             is_saving = is_last or state.step % config.checkpoint.every_steps == 0
@@ -100,7 +105,7 @@ def train(
             if is_saving or is_drawing or _is_due(state.step, config.tracking.log_every):
                 row = _report(recorder, progress, state, around)
             if is_saving:
-                around.checkpointer.save(state, metrics=row)
+                _save(state, row, around)
             if is_last:
                 around.checkpointer.finish()
             _tell_saved(around)
@@ -205,6 +210,18 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _remember(record: StepRecord, recorder: Recorder, around: Surroundings) -> None:
+    recorder.add(record)
+    if around.rollbacks is not None:
+        around.rollbacks.saw_step(record.step, record.keys)
+
+
+def _save(state: TrainState, row: Row, around: Surroundings) -> None:
+    around.checkpointer.save(state, metrics=row)
+    if around.rollbacks is not None:
+        around.rollbacks.saw_save(state.step)
+
+
 def _report(
     recorder: Recorder, progress: ProgressLine, state: TrainState, around: Surroundings
 ) -> Row:
@@ -228,6 +245,28 @@ def _report(
     return rows[-1]
 
 
+def _went_back(
+    recorder: Recorder, progress: ProgressLine, state: TrainState, around: Surroundings
+) -> bool:
+    """Whether the state is that of an earlier step now, because the loss of the last one jumped."""
+    rollbacks, spikes = around.rollbacks, around.spikes
+    folder = rollbacks.find(around.checkpointer) if rollbacks else None
+    if rollbacks is None or spikes is None or folder is None:
+        return False
+    # the rows of steps that are undone are kept beside those that count
+    _report(recorder, progress, state, around)
+    rollbacks.go_back(
+        state, folder, checkpointer=around.checkpointer, spikes=spikes, group=around.group
+    )
+    for tracker in around.trackers:
+        tracker.go_back(state.step)
+    _tell_saved(around)
+    if around.watchdog is not None:
+        around.watchdog.beat(state.step)
+    recorder.restart()
+    return True
+
+
 def _keep_watch_state(state: TrainState, around: Surroundings) -> None:
     """Save what a resumed run needs to leave out the steps that this one would."""
     kept: dict[str, Any] = {}
@@ -235,6 +274,8 @@ def _keep_watch_state(state: TrainState, around: Surroundings) -> None:
         kept["num_skipped"] = around.skipped.total
     if around.spikes is not None and around.spikes.recent:
         kept["recent_losses"] = around.spikes.recent
+    if around.rollbacks is not None and around.rollbacks.total:
+        kept["num_rollbacks"] = around.rollbacks.total
     if kept:
         state.data = {**(state.data or {}), **kept}
 

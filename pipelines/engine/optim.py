@@ -162,7 +162,8 @@ def write_moments(
     moments: Mapping[str, Tensor],
     step: int,
 ) -> None:
-    """Put copies of moments into an optimizer; `step` counts where they have no `step`."""
+    """Put copies of moments into an optimizer, or none; `step` counts where they have no `step`."""
+    optimizer.state.clear()
     if not moments:
         return
     num_steps = float(moments[STEP]) if STEP in moments else float(step)

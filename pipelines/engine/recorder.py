@@ -57,6 +57,10 @@ class Recorder:
         """Keep a record until the next `rows`."""
         self.records.append(record)
 
+    def restart(self) -> None:
+        """Count time from now: what passed since the last `rows` belongs to no step."""
+        self._since = time.perf_counter()
+
     def rows(self) -> list[Row]:
         """One row per held step, averaged over ranks; the last one also has the timing.
 

@@ -28,6 +28,7 @@ from pipelines.engine.loop import DrawPanels, Stream, Surroundings, train
 from pipelines.engine.loss_scale import build_loss_scale
 from pipelines.engine.machine import describe, prepare_process
 from pipelines.engine.optim import ParameterGroup, freeze, group_table, parameter_groups
+from pipelines.engine.rollback import Rollbacks
 from pipelines.engine.run_folder import prepare_folder
 from pipelines.engine.signals import StopFlag
 from pipelines.engine.skipped import SkippedSteps
@@ -115,6 +116,7 @@ def run(
             damage=damage,
             skipped=_count_skipped(config, state, events),
             spikes=_watch_spikes(config, state, group, events),
+            rollbacks=_count_rollbacks(config, state, events),
             watchdog=_watch_rank(config, state, group, restart, events),
             utilisation=build_utilisation(device, config.parallel),
             fence=fence,
@@ -157,6 +159,19 @@ def _watch_spikes(
         window=config.watch.spike_window,
         recent=(state.data or {}).get("recent_losses", ()),
         gather=group.gather,
+        tell=events.write if events else None,
+    )
+
+
+def _count_rollbacks(
+    config: RunConfig, state: TrainState, events: EventLog | None
+) -> Rollbacks | None:
+    if config.watch.spikes != "rollback":
+        return None
+    return Rollbacks(
+        max_total=config.watch.max_rollbacks,
+        step=state.step,
+        total=(state.data or {}).get("num_rollbacks", 0),
         tell=events.write if events else None,
     )
 

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -13,7 +13,15 @@ from pipelines.engine.skipped import Tell
 _FEWEST = 16
 # a series that hardly moves must not have a spike at its first move: share of its mean
 _LEAST_DEVIATION = 1e-3
-SpikeAction = Literal["off", "log", "skip"]
+SpikeAction = Literal["off", "log", "skip", "rollback"]
+_SKIPPING = ("skip", "rollback")
+
+
+class Judgement(NamedTuple):
+    """A loss, averaged over ranks, and how many deviations it is above the recent ones."""
+
+    loss: float
+    sigmas: float
 
 
 class RollingZScore:
@@ -50,7 +58,8 @@ class SpikeWatch:
     """Judges the losses of a run.
 
     action: log = an event for a spike of the loss, of the gradient norm, or of a task's loss; skip
-    = the step of a spike of the loss is left out as well, which costs a look at every loss.
+    = the step of a spike of the loss is left out as well, which costs a look at every loss;
+    rollback = as skip here, `rollback.py` does the rest.
     recent: losses as a checkpoint has them, so that a resumed run skips what this one would.
     gather: the value of every rank on every rank.
     """
@@ -70,19 +79,25 @@ class SpikeWatch:
         self._series: dict[str, RollingZScore] = {}
         self._gather = gather
         self._tell = tell
+        self.latest = Judgement(loss=0.0, sigmas=0.0)
 
     @property
     def recent(self) -> list[float]:
         """What a checkpoint has to keep."""
-        return self._loss.values if self._action == "skip" else []
+        return self._loss.values if self._action in _SKIPPING else []
+
+    def go_back(self, recent: Sequence[float]) -> None:
+        """Compare the next loss with what `recent` was in an earlier state of the run."""
+        self._loss = RollingZScore(window=self._window, values=recent)
 
     def must_skip(self, loss: torch.Tensor) -> bool:
         """Whether the step with this loss is to be left out, the same on every rank."""
-        if self._action != "skip":
+        if self._action not in _SKIPPING:
             return False
         ranks = self._gather(loss.item())
         mean = math.fsum(ranks) / len(ranks)
-        return self._loss.see(mean, sigmas=self._sigmas) > self._sigmas
+        self.latest = Judgement(mean, self._loss.see(mean, sigmas=self._sigmas))
+        return self.latest.sigmas > self._sigmas
 
     def see_row(self, row: Mapping[str, float | int], *, is_skipped: bool) -> None:
         """Tell of the spikes of a step; `is_skipped` where `must_skip` said so."""

@@ -81,6 +81,7 @@ class ShardedMoments(WholeWeights):
         self._model.load_state_dict(model)
         zero = self._engine.optimizer
         zero.refresh_fp32_params()
+        zero.optimizer.state.clear()
         if not moments:
             return
         _empty_moments(zero.optimizer, zero.single_partition_of_fp32_groups, moments, step)
@@ -155,6 +156,7 @@ class ShardedWeights:
             with self._gathered([value], modifier_rank=0):
                 value.data.copy_(model[name])
         zero.refresh_fp32_params()
+        zero.optimizer.state.clear()
         if not moments:
             return
         _empty_moments(zero.optimizer, zero.fp32_partitioned_groups_flat, moments, step)

@@ -16,5 +16,8 @@ class Tracker(Protocol):
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
         """Take image files that show predictions after `step`."""
 
+    def go_back(self, step: int) -> None:
+        """Take rows after `step` again, as a run that was resumed from there would send them."""
+
     def finish(self) -> None:
         """Write what is still held back; nothing may follow."""

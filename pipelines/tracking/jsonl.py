@@ -1,7 +1,8 @@
 """One line per step in metrics.jsonl, one line per event in events.jsonl; never switched off.
 
-A run that resumes from step s computes the steps after s again. Their old rows move to
-metrics.superseded.jsonl, so that metrics.jsonl always has one row per step and nothing is lost.
+A run that resumes from step s, or goes back to it, computes the steps after s again. Their old
+rows move to metrics.superseded.jsonl, so that metrics.jsonl always has one row per step and nothing
+is lost.
 """
 
 import json
@@ -28,6 +29,9 @@ class JsonlTracker:
 
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
         """Nothing: the files are in the run folder already."""
+
+    def go_back(self, step: int) -> None:
+        _set_aside(self._path, after_step=step)
 
     def finish(self) -> None:
         """Nothing: every row is on its way to the disk since it was logged."""

@@ -7,7 +7,9 @@ Offline it writes below the run folder: `wandb sync <run folder>/wandb/offline-r
 import logging
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -17,6 +19,7 @@ from pipelines.tracking.base import Row
 
 _log = logging.getLogger(__name__)
 _REACH_SECONDS = 3.0
+_NAMING_SECONDS = 1.0
 
 
 class WandbTracker:
@@ -35,7 +38,8 @@ class WandbTracker:
         self._wandb = _import_wandb()
         resolved = _resolve(mode)
         _log.info("wandb: %s, run id %s", resolved, run_id)
-        self._run = self._wandb.init(
+        self._open: Callable[[], Any] = partial(
+            self._wandb.init,
             project=project,
             name=name,
             id=run_id,
@@ -45,6 +49,7 @@ class WandbTracker:
             config=dict(config),
             settings=self._wandb.Settings(silent=True, console="off"),
         )
+        self._run = self._open()
 
     def log_rows(self, rows: Sequence[Row]) -> None:
         for row in rows:
@@ -53,6 +58,13 @@ class WandbTracker:
     def log_pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
         images = {name: self._wandb.Image(str(path)) for name, path in pictures.items()}
         self._run.log(images, step=step)
+
+    def go_back(self, step: int) -> None:
+        """Continue as a restart does: within one start, rows of earlier steps would be dropped."""
+        self.finish()
+        # offline files are named by the second
+        time.sleep(_NAMING_SECONDS)
+        self._run = self._open()
 
     def finish(self) -> None:
         # the writer is asynchronous: without this the last rows are lost

@@ -58,6 +58,7 @@ def test_recipe_says_how_to_run_it_and_what_to_expect(name: str) -> None:
             lambda: WatchConfig(max_skipped=-1),
             "max_skipped_in_a_row must be >= 0; got -1 and 3. 0 ends the run at once",
         ),
+        (lambda: WatchConfig(max_rollbacks=-1), "max_rollbacks must be >= 0; got -1. 0 ends the"),
         (lambda: WatchConfig(spike_window=1), "spike_window >= 2; got 6 and 1. watch.spikes=off"),
         (lambda: WatchConfig(stall_factor=0.5), "stall_factor must be >= 1, .* got 0.5, 300, 1800"),
         (
@@ -68,6 +69,15 @@ def test_recipe_says_how_to_run_it_and_what_to_expect(name: str) -> None:
                 parallel=ParallelConfig(precision="fp16"),
             ),
             "watch.spikes=skip needs parallel.precision=bf16 or fp32; got fp16",
+        ),
+        (
+            lambda: RunConfig(
+                name="x",
+                steps=3,
+                watch=WatchConfig(spikes="rollback"),
+                parallel=ParallelConfig(precision="fp16"),
+            ),
+            "watch.spikes=rollback needs parallel.precision=bf16 or fp32; got fp16",
         ),
         (lambda: TrackingConfig(log_every=0), "tracking.log_every must be >= 1"),
         (lambda: RunConfig(name="x", steps=0), "steps must be >= 1; got 0"),

@@ -27,6 +27,7 @@ def run(tmp_path: Path) -> Path:
         {"time": NOW - 200, "event": "start", "restart": 1, "step": 0},
         *({"time": NOW - 99, "event": "checkpoint", "step": step} for step in (5, 10)),
         {"time": NOW - 90, "event": "skipped_step", "restart": 1, "step": 11, "keys": ["secret"]},
+        {"time": NOW - 80, "event": "rollback", "restart": 1, "step": 14, "num_rollbacks": 2},
     ]
     write_lines(folder / "events.jsonl", events)
     rows: list[dict[str, Any]] = [
@@ -82,7 +83,7 @@ def test_one_frame_has_what_a_person_watches(run: Path) -> None:
         assert part in lines[1]
     assert "eta 13m20s" in lines[1]
     # 19 steps of 10 s in 250 s
-    assert "goodput 76 %  starts 2  left out 1" in lines[1]
+    assert "goodput 76 %  starts 2  rollbacks 2  left out 1" in lines[1]
     assert line_with(lines, "loss/seg").split()[:2] == ["loss/seg", "0.2"]
     event = line_with(lines, "skipped_step")
     assert "step 11" in event

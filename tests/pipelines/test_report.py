@@ -10,7 +10,7 @@ from pipelines.evaluate import main as evaluate
 from pipelines.evaluation.published import COLUMNS, PUBLISHED
 from pipelines.evaluation.sets import SETS
 from pipelines.report import best_and_worst, main
-from pipelines.report_page import restarts
+from pipelines.report_page import RunFacts, render_page, restarts, rollbacks
 
 VOID = {"meta", "img", "br", "line", "polyline"}
 
@@ -183,3 +183,28 @@ def test_no_image_is_best_and_worst() -> None:
 def test_restarts_are_where_the_start_changes() -> None:
     rows = [{"step": step, "restart": step // 3} for step in range(1, 8)]
     assert restarts(rows) == [(3.0, "restart 1"), (6.0, "restart 2")]
+
+
+def test_rollbacks_are_marked_once_and_their_keys_stay_out_of_the_page() -> None:
+    event = {"event": "rollback", "step": 9, "to_step": 6, "num_rollbacks": 1, "sigmas": 8.5}
+    # the second one was met again after a restart
+    events = [
+        {**event, "keys": {"7": [["secret"]]}},
+        *({**event, "to_step": 12, "num_rollbacks": 2} for _ in range(2)),
+    ]
+    assert rollbacks(events) == [(6.0, "rollback 1"), (12.0, "rollback 2")]
+    facts = RunFacts(
+        name="night",
+        report={},
+        results={},
+        against="focalt-last",
+        metrics=[{"step": step, "loss": 9.0 / step} for step in range(1, 20)],
+        events=events,
+        config={},
+        environment={},
+        panels=[],
+    )
+    page = render_page(facts)
+    assert "rollback 2</text>" in page
+    assert "to_step 12, num_rollbacks 2, sigmas 8.5" in page
+    assert "secret" not in page

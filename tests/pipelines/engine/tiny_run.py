@@ -73,7 +73,12 @@ class TinyLosses(nn.Module):
         }
         if int(batch.captions[0]) % 2:
             terms["image_text/rare/1"] = self.model.rare(features).square().mean(1).sum() / divisor
-        return terms
+        return {name: term * loudness(batch) for name, term in terms.items()}
+
+
+def loudness(batch: Batch) -> Tensor:
+    """What a loss is multiplied by: exactly 1, or much more for images that are not in [0, 1]."""
+    return batch.images.amax().clamp(min=1.0)
 
 
 def tiny_stream(
@@ -82,12 +87,15 @@ def tiny_stream(
     index = state["index"] if state else 0
     delay = float(os.environ.get("TINY_DELAY", "0"))
     poison = int(os.environ.get("TINY_POISON_STEP", "-1"))
+    loud = os.environ.get("TINY_LOUD_STEPS", "").split(",")
     while True:
         time.sleep(delay)
         draws = Draws(seed, index, rank, 77)
         images = draws.uniform(2, 3, HEIGHT, WIDTH)
         if index == poison and rank == world_size - 1:
             images[0, 0, 0, 0] = float("nan")
+        if str(index) in loud:
+            images *= 1000
         # the same parity on every rank: all ranks run the same tasks
         first = 2 * draws.choice(5) + index % 2
         batch = ImageTextBatch(

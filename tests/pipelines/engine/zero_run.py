@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tiny_run import HEIGHT, WIDTH, tiny_config, tiny_stream
+from tiny_run import HEIGHT, WIDTH, loudness, tiny_config, tiny_stream
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ from pipelines.engine.distributed import Group, read_place
 from pipelines.engine.session import Request, run
 from pipelines.engine.signals import StopFlag
 from pipelines.engine.torch_backend import TorchBackend
-from pipelines.errors import PipelineError
+from pipelines.errors import DataError, PipelineError
 from pipelines.overrides import override
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
@@ -82,7 +82,7 @@ class TrapLosses(nn.Module):
         # the first micro-batch of a step that has several, and every other step of one
         if int(batch.captions[0]) % 2 == 0 and is_mine:
             terms["image_text/rare/1"] = self.model.rare(features).square().mean()
-        return terms
+        return {name: term * loudness(batch) for name, term in terms.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,8 @@ def stream_of(case: Case) -> Any:
     def stream(*arguments: Any, **options: Any) -> Iterator[Any]:
         for (batch,), state in tiny_stream(*arguments, **options):
             is_other = case.trap == "other_tasks" and dist.get_rank() == 1
+            if case.trap == f"killed at {state['index']}":
+                raise DataError("killed")
             yield (batch, batch) if is_other else (batch,), state
 
     return stream

@@ -55,3 +55,13 @@ def test_events_carry_time_and_restart_and_count_starts(tmp_path: Path) -> None:
     assert (first["event"], first["restart"], second["restart"]) == ("start", 0, 1)
     assert second["time"] >= first["time"] > 1.6e9
     assert count_starts(tmp_path) == 2
+
+
+def test_going_back_moves_the_rows_of_undone_steps_aside(tmp_path: Path) -> None:
+    tracker = JsonlTracker(tmp_path, restart=2, resumed_at_step=0)
+    tracker.log_rows([{"step": step, "loss": step * 1.0} for step in (1, 2, 3)])
+    tracker.go_back(1)
+    tracker.log_rows([{"step": 2, "loss": 0.5}])
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 0.5)]
+    superseded = (tmp_path / "metrics.superseded.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in superseded] == [2, 3]

@@ -113,3 +113,16 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(BackendUnavailable, match=r"or set tracking\.wandb=off"):
         wandb_tracker._import_wandb()
+
+
+def test_after_going_back_the_earlier_steps_are_kept_again(tmp_path: Path) -> None:
+    tracker = open_tracker(tmp_path)
+    tracker.log_rows([{"step": step, "loss": float(step)} for step in (1, 2, 3)])
+    tracker.go_back(1)
+    tracker.log_rows([{"step": step, "loss": step / 8} for step in (2, 3)])
+    tracker.finish()
+    files = sorted((tmp_path / "wandb").glob("offline-run-*-abcd1234*/run-abcd1234.wandb"))
+    assert [[(row["_step"], row["loss"]) for row in history(file)] for file in files] == [
+        [(1, 1.0), (2, 2.0), (3, 3.0)],
+        [(2, 0.25), (3, 0.375)],
+    ]
