@@ -155,15 +155,24 @@ def collate_segmentation(
     )
 
 
+def things_of(vocabulary: Vocabulary) -> Vocabulary:
+    """The classes that boxes have, which are those that can be counted."""
+    pairs = zip(vocabulary.names, vocabulary.is_thing, strict=True)
+    return Vocabulary.of(*(name for name, is_thing in pairs if is_thing))
+
+
 def collate_detection(
-    samples: Sequence[CompactDetection], things: Vocabulary, memory: UInt8[Tensor, " n"]
+    samples: Sequence[CompactDetection], vocabulary: Vocabulary, memory: UInt8[Tensor, " n"]
 ) -> DetectionBatch:
-    """One batch of samples whose class ids count `things`; nothing of it lies in `memory`."""
+    """One batch of samples, labelled with the things of a vocabulary that they share.
+
+    Nothing of it lies in `memory`.
+    """
     return DetectionBatch(
         keys=tuple(sample.key for sample in samples),
         images=_images([sample.image for sample in samples], memory),
         valid_sizes_hw=tuple(sample.image.geometry.valid_hw for sample in samples),
-        vocabulary=things,
+        vocabulary=things_of(vocabulary),
         boxes=tuple(_boxes(sample, memory.device) for sample in samples),
     )
 

@@ -1,28 +1,31 @@
-"""Panels of what training sees: the augmented image, its segments, its phrases, its caption.
+"""Panels of what training sees: the augmented image, its segments, boxes, phrases, its caption."""
 
-Instances that no task draws from yet, boxes above all, are shown as they were annotated.
-"""
-
-import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from pipelines.data.coco import decode_mask
 from pipelines.data.collate import (
+    DetectionSample,
     ImageTextSample,
     SegmentationSample,
+    build_detection_sample,
     build_image_text_sample,
     build_segmentation_sample,
+    things_of,
 )
-from pipelines.data.config import AugmentConfig, ImageTextDataConfig, SegmentationDataConfig
+from pipelines.data.config import (
+    AugmentConfig,
+    DetectionDataConfig,
+    ImageTextDataConfig,
+    SegmentationDataConfig,
+)
 from pipelines.data.decode import decode_annotations
 from pipelines.data.shards import Manifest, RawSample, read_index, read_manifest, read_sample
 from pipelines.drawing import (
     DrawnSegment,
+    box_region,
     class_colour,
     contact_sheet,
     draw_region,
@@ -89,8 +92,12 @@ def draw_sample(
         config = SegmentationDataConfig(size_hw=size_hw, augment=augment, max_phrases=max_phrases)
         sample = build_segmentation_sample(raw, config, seed=seed, epoch=epoch)
         pictures += _segmented(sample, vocabulary, kicker=document.get("annotation", "panoptic"))
-    elif document["instances"]:
-        pictures.append(_annotated(raw, document, vocabulary))
+    if document["instances"]:
+        boxes_config = DetectionDataConfig(size_hw=size_hw, augment=augment)
+        found = build_detection_sample(
+            raw, boxes_config, seed=seed, epoch=epoch, is_thing=manifest.is_thing
+        )
+        pictures.append(_boxed(found, vocabulary))
     if not pictures:
         raise DataError(f"{raw.shard}: sample {raw.key} has neither captions nor regions to show.")
     return contact_sheet(pictures, num_columns=min(3, len(pictures)))
@@ -114,7 +121,7 @@ def _find(folder: Path, split: str, key: str) -> RawSample:
     return read_sample(folder, info.shards[row["shard"]], row)
 
 
-def _pixels(sample: SegmentationSample | ImageTextSample) -> np.ndarray:
+def _pixels(sample: SegmentationSample | DetectionSample | ImageTextSample) -> np.ndarray:
     height, width = sample.valid_hw
     image = sample.image[:, :height, :width].permute(1, 2, 0)  # [h, w, 3]
     return image.round().clamp(0, 255).byte().numpy()
@@ -124,30 +131,19 @@ def _captioned(sample: ImageTextSample) -> list[Image.Image]:
     return [with_strip(enlarged(_pixels(sample)), sample.caption, kicker=f"caption {sample.key}")]
 
 
-def _annotated(raw: RawSample, document: dict[str, Any], vocabulary: Vocabulary) -> Image.Image:
-    with Image.open(io.BytesIO(raw.member("jpg"))) as picture:
-        pixels = np.asarray(picture.convert("RGB"))  # [h, w, 3]
-    size_hw = (pixels.shape[0], pixels.shape[1])
-    segments = [
+def _boxed(sample: DetectionSample, vocabulary: Vocabulary) -> Image.Image:
+    names = things_of(vocabulary).names
+    boxes = zip(sample.boxes.class_ids.tolist(), sample.boxes.boxes_xyxy_px.tolist(), strict=True)
+    drawn = [
         DrawnSegment(
-            region=_region(entry, size_hw),
-            label=vocabulary.names[entry["class_id"]],
-            colour=class_colour(entry["class_id"]),
+            region=box_region(box, sample.valid_hw),
+            label=names[class_id],
+            colour=class_colour(vocabulary.names.index(names[class_id])),
         )
-        for entry in document["instances"]
+        for class_id, box in boxes
     ]
-    text = f"{len(segments)} instances, {size_hw[0]} x {size_hw[1]}"
-    drawn = draw_segments(pixels, segments)
-    return with_strip(drawn, text, kicker=document.get("annotation", "instances"))
-
-
-def _region(entry: dict[str, Any], size_hw: tuple[int, int]) -> np.ndarray:
-    if entry["rle"] is not None:
-        return decode_mask({"size": list(size_hw), "counts": entry["rle"]}, size_hw)
-    left, top, width, height = (round(value) for value in entry["bbox"])
-    region = np.zeros(size_hw, bool)
-    region[max(0, top) : top + height, max(0, left) : left + width] = True
-    return region
+    text = f"{len(drawn)} boxes, {sample.valid_hw[0]} x {sample.valid_hw[1]}"
+    return with_strip(draw_segments(_pixels(sample), drawn), text, kicker="boxes")
 
 
 def _segmented(

@@ -72,12 +72,6 @@ class ShardSource:
         )
 
     @property
-    def things(self) -> Vocabulary:
-        """The classes of the vocabulary that boxes can have."""
-        pairs = zip(self.vocabulary.names, self.vocabulary.is_thing, strict=True)
-        return Vocabulary.of(*(name for name, is_thing in pairs if is_thing))
-
-    @property
     def is_remote(self) -> bool:
         """Whether its shards are fetched."""
         return isinstance(self.folder, RemoteShards)

@@ -238,7 +238,7 @@ class DataStream(Iterator[StepItem]):
             return collate_image_text(samples, memory)
         source = self._builder.sources[task][step.sources[task]]
         if task == "detection":
-            return collate_detection(samples, source.things, memory)
+            return collate_detection(samples, source.vocabulary, memory)
         return collate_segmentation(samples, source.vocabulary, memory)
 
 

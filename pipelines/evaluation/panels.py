@@ -1,7 +1,7 @@
 """Pictures of what a model sees: image, truth and prediction side by side."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 from pipelines.data.coco import CocoRecord, CocoSplit, decode_mask
 from pipelines.drawing import (
     DrawnSegment,
+    box_region,
     class_colour,
     contact_sheet,
     draw_region,
@@ -28,7 +29,7 @@ from pipelines.evaluation.predictors import predictor_of
 from pipelines.evaluation.sets import EvaluationData
 from pipelines.evaluation.truth import has_segments, true_map
 from pipelines.families import TrainedModel
-from xdecoder.batch import Batch, SegmentationBatch, Vocabulary
+from xdecoder.batch import Batch, DetectionBatch, SegmentationBatch, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +79,15 @@ class TrainingPanels:
         self._num_images = num_images
 
     def __call__(self, step: int, model: nn.Module, batches: Sequence[Batch]) -> dict[str, Path]:
-        """Paths of the pictures by name; empty where no batch has segments."""
-        found = [batch for batch in batches if isinstance(batch, SegmentationBatch)]
+        """Paths of the pictures by name; empty where no batch has segments or boxes."""
+        found = [each for each in batches if isinstance(each, SegmentationBatch | DetectionBatch)]
         if not found or not isinstance(model, TrainedModel):
             return {}
-        batch = found[0]
         predictor = predictor_of(model, options=self._options)
-        count = min(self._num_images, len(batch.keys))
         rows = [
             draw_example(predictor, _example_of_batch(batch, index), batch.vocabulary)
-            for index in range(count)
+            for batch in found
+            for index in range(min(self._num_images, len(batch.keys)))
         ]
         path = self._folder / f"step_{step:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,22 +168,34 @@ def _true_segments(record: CocoRecord, split: CocoSplit) -> list[DrawnSegment]:
     return _drawn(regions, vocabulary)
 
 
-def _example_of_batch(batch: SegmentationBatch, index: int) -> Example:
+def _example_of_batch(batch: SegmentationBatch | DetectionBatch, index: int) -> Example:
     height, width = batch.valid_sizes_hw[index]
     image = batch.images[index, :, :height, :width].permute(1, 2, 0)  # [h, w, 3]
-    targets, phrases = batch.segments[index], batch.phrases[index]
-    regions = [
+    example = Example(
+        name=batch.keys[index],
+        image=image.round().clamp(0, 255).byte().cpu().numpy(),
+        segments=tuple(_drawn(_regions_of_batch(batch, index), batch.vocabulary)),
+    )
+    if isinstance(batch, DetectionBatch) or not batch.phrases[index].phrases:
+        return example
+    phrases = batch.phrases[index]
+    region = phrases.masks[0, :height, :width].cpu().numpy()
+    return replace(example, phrase=phrases.phrases[0], region=region)
+
+
+def _regions_of_batch(
+    batch: SegmentationBatch | DetectionBatch, index: int
+) -> list[tuple[int, Bool[np.ndarray, "h w"]]]:
+    height, width = batch.valid_sizes_hw[index]
+    if isinstance(batch, DetectionBatch):
+        boxes = batch.boxes[index]
+        pairs = zip(boxes.class_ids.tolist(), boxes.boxes_xyxy_px.tolist(), strict=True)
+        return [(class_id, box_region(box, (height, width))) for class_id, box in pairs]
+    targets = batch.segments[index]
+    return [
         (int(class_id), mask[:height, :width].cpu().numpy())
         for class_id, mask in zip(targets.class_ids, targets.masks, strict=True)
     ]
-    region = phrases.masks[0, :height, :width].cpu().numpy() if phrases.phrases else None
-    return Example(
-        name=batch.keys[index],
-        image=image.round().clamp(0, 255).byte().cpu().numpy(),
-        segments=tuple(_drawn(regions, batch.vocabulary)),
-        phrase=phrases.phrases[0] if phrases.phrases else "",
-        region=region,
-    )
 
 
 def _drawn(
