@@ -3,7 +3,8 @@
 The released program has neither part. Conditioned mask decoding: a target's name and box, as a
 query, are decoded into its mask; it is learnt where masks are known. Online mask assistance: the
 masks decoded so for boxes without masks supervise, as far as they fit.
-Source: arXiv 2303.08131, sections 3.3 and 3.4; the two measures of fitness are ours.
+Source: arXiv 2303.08131, sections 3.3 and 3.4; the cut to the box and the two measures of fitness
+are ours.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from xdecoder.openseed.denoising import conditions
 from xdecoder.openseed.model import OpenSeeD
 from xdecoder.openseed.targets import BoxedTargets
 from xdecoder.pixel_decoder import Pyramid
-from xdecoder.postprocess import boxes_from_masks
+from xdecoder.postprocess import boxes_from_masks, mask_quality
 
 
 class ConditionedMasks(NamedTuple):
@@ -70,7 +71,9 @@ def assisted(
 ) -> BoxedTargets:
     """The targets with the masks that the model decodes for them, where these are good enough.
 
-    A mask counts if its own box fits the given one and the name fits the query.
+    A mask is cut to its box, outside of which there is nothing of the target. It counts if what is
+    left still fills the box and is sure of itself; how well the name fits says nothing, because the
+    query is made of the name.
     """
     found = conditioned_masks(
         model,
@@ -79,11 +82,24 @@ def assisted(
         targets.per_image(targets.class_ids),
         targets.per_image(targets.boxes_cxcywh01),
     )
-    maps = found.mask_logits[:, None].float()  # [M, 1, H/4, W/4]
-    logits = F.interpolate(maps, size=canvas_hw, mode="bilinear")[:, 0]
-    masks: Bool[Tensor, "m h w"] = logits > 0
     height, width = canvas_hw
     size_px = targets.boxes_cxcywh01.new_tensor([width, height, width, height])
-    fit = intersection_over_union(boxes_from_masks(masks) / size_px, xyxy(targets.boxes_cxcywh01))
-    is_good = (fit >= config.minimum_iou) & (found.scores >= config.minimum_score)
+    boxes_px = xyxy(targets.boxes_cxcywh01) * size_px
+    maps = found.mask_logits[:, None].float()  # [M, 1, H/4, W/4]
+    logits = F.interpolate(maps, size=canvas_hw, mode="bilinear")[:, 0]
+    logits = logits.masked_fill(~_is_inside(boxes_px, canvas_hw), float("-inf"))
+    masks: Bool[Tensor, "m h w"] = logits > 0
+    fit = intersection_over_union(boxes_from_masks(masks), boxes_px)
+    is_good = (fit >= config.minimum_iou) & (mask_quality(logits) >= config.minimum_quality)
     return replace(targets, masks=masks, has_mask=is_good)
+
+
+def _is_inside(boxes_xyxy_px: Float[Tensor, "m 4"], size_hw: tuple[int, int]) -> Tensor:
+    """Which pixels [M, H, W] have their centre in a box."""
+    first, last = boxes_xyxy_px[:, :2], boxes_xyxy_px[:, 2:]
+    in_axis = []
+    for axis, length in ((1, size_hw[0]), (0, size_hw[1])):
+        centres = torch.arange(length, device=boxes_xyxy_px.device) + 0.5
+        in_axis.append((centres >= first[:, axis, None]) & (centres <= last[:, axis, None]))
+    rows, columns = in_axis
+    return rows[:, :, None] & columns[:, None]

@@ -117,18 +117,19 @@ class DenoisingConfig:
 class AssistanceConfig:
     """Masks that the model decodes for boxes without masks, and then learns from.
 
-    minimum_iou: of the decoded mask's box and the given one; minimum_score: of the given name.
+    minimum_iou: of the box around the decoded mask and the given one. minimum_quality: mean
+    probability of the pixels of the mask.
     """
 
     is_on: bool = True
     minimum_iou: float = 0.7
-    minimum_score: float = 0.3
+    minimum_quality: float = 0.8
 
     def __post_init__(self) -> None:
-        if not 0 <= self.minimum_iou <= 1 or not 0 <= self.minimum_score <= 1:
+        if not 0 <= self.minimum_iou <= 1 or not 0 <= self.minimum_quality <= 1:
             raise ConfigError(
-                "losses.assistance.minimum_iou and minimum_score must be in 0..1; "
-                f"got {self.minimum_iou} and {self.minimum_score}."
+                "losses.assistance.minimum_iou and minimum_quality must be in 0..1; "
+                f"got {self.minimum_iou} and {self.minimum_quality}."
             )
 
 

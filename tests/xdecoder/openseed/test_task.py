@@ -15,7 +15,7 @@ from xdecoder.openseed.task import BoxedSegmentationTask, DetectionTask
 from xdecoder.tasks.multi_task import MultiTask
 
 # every decoded mask is good enough
-_ALL_MASKS = AssistanceConfig(minimum_iou=0.0, minimum_score=0.0)
+_ALL_MASKS = AssistanceConfig(minimum_iou=0.0, minimum_quality=0.0)
 _NO_MASKS = AssistanceConfig(is_on=False)
 
 
@@ -52,8 +52,8 @@ def test_boxes_without_masks_have_mask_terms_only_with_assistance(tiny_model, de
     assert not any("mask" in key for key in without)
 
 
-def test_decoded_masks_that_do_not_fit_their_boxes_teach_nothing(tiny_model, detection_batch):
-    strict = AssistanceConfig(minimum_iou=1.0, minimum_score=0.0)
+def test_decoded_masks_that_are_not_good_enough_teach_nothing(tiny_model, detection_batch):
+    strict = AssistanceConfig(minimum_iou=0.0, minimum_quality=1.0)
     terms = _tasks(tiny_model, assistance=strict)([detection_batch], Draws(1))
     assert all(value == 0 for key, value in terms.items() if "mask" in key)
 
@@ -117,7 +117,7 @@ def test_boxes_are_compared_as_shares_of_the_padded_image(tiny_model, detection_
 
 
 def test_thresholds_outside_their_range_are_refused():
-    with pytest.raises(ConfigError, match=r"minimum_iou and minimum_score must be in 0..1"):
+    with pytest.raises(ConfigError, match=r"minimum_iou and minimum_quality must be in 0..1"):
         AssistanceConfig(minimum_iou=1.5)
 
 
