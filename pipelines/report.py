@@ -132,7 +132,7 @@ def _tables(
 
 def _protocol_of(report: Mapping[str, Any]) -> str:
     """The protocols of the figures that a report has."""
-    families = {"pq": "pq", "ap": "ap", "miou": "miou", "refer_ciou": "refer",
+    families = {"pq": "pq", "ap": "ap", "box_ap": "box_ap", "miou": "miou", "refer_ciou": "refer",
                 "cider": "captioning", "retrieval_r1": "retrieval"}  # fmt: skip
     protocols = report.get("protocols", {})
     found = [protocols.get(name) for key, name in families.items() if key in report]

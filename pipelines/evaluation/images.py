@@ -4,13 +4,15 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from pipelines.errors import DataError
 from xdecoder.images import fitted_size_hw, resized, rgb_pixels
 
-__all__ = ["fitted_size_hw", "read_image", "resized"]
+__all__ = ["fitted_size_hw", "pixels_at", "read_image", "resized"]
 
 
 def read_image(path: Path, *, turn_upright: bool = True) -> UInt8[np.ndarray, "h w 3"]:
@@ -39,3 +41,10 @@ def read_image(path: Path, *, turn_upright: bool = True) -> UInt8[np.ndarray, "h
             f"{path}: must be a picture that Pillow can read; got {error}. "
             "Convert it, or leave it out."
         ) from error
+
+
+def pixels_at(
+    image: UInt8[np.ndarray, "h w 3"], size_hw: tuple[int, int]
+) -> Float[Tensor, "3 h2 w2"]:
+    """The image at another size as a model takes it, RGB in 0..255."""
+    return torch.tensor(resized(image, size_hw), dtype=torch.float32).permute(2, 0, 1)

@@ -47,6 +47,24 @@ def mask_result(
     }
 
 
+def box_result(
+    *, image_id: int, category_id: int, score: float, box_xywh_px: Sequence[float]
+) -> dict[str, Any]:
+    """The same of a box."""
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "score": score,
+        "bbox": list(box_xywh_px),
+    }
+
+
+def box_of_mask(code: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """The box around a run-length code: x, y, width, height; zeros of an empty one."""
+    x, y, width, height = coco_mask.toBbox(dict(code)).tolist()
+    return x, y, width, height
+
+
 def coco_of(document: Mapping[str, Any]) -> COCO:
     """COCO's index over ground truth that is already in memory."""
     truth = COCO()

@@ -1,19 +1,18 @@
 """A model with a fixed list of classes as evaluation and prediction use it: it segments, only."""
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from pipelines.data.coco import Category
 from pipelines.errors import ConfigError
-from pipelines.evaluation.images import resized
+from pipelines.evaluation.images import pixels_at
 from pipelines.evaluation.model_predictor import found_instances
 from pipelines.evaluation.options import EvaluationOptions
-from pipelines.evaluation.predictor import FoundSegments, ImageArray, NamedRegions
+from pipelines.evaluation.predictor import FoundSegments, ImageArray, SegmentsOnly
 from xdecoder import postprocess
 from xdecoder.batch import Vocabulary
 from xdecoder.full_size import semantic_ids
@@ -21,7 +20,7 @@ from xdecoder.mask_former.model import MaskFormer
 from xdecoder.mask_former.task import predict
 
 
-class MaskPredictor:
+class MaskPredictor(SegmentsOnly):
     """A `Predictor` around MaskFormer or Mask2Former in evaluation mode.
 
     A vocabulary chooses among the model's classes by name, in any order; names that the model does
@@ -32,6 +31,11 @@ class MaskPredictor:
         self._model = model
         self._options = options
 
+    @property
+    def kind(self) -> str:
+        """What the model is."""
+        return "a model with a fixed list of classes"
+
     def segment(self, images: Sequence[ImageArray], vocabulary: Vocabulary) -> list[FoundSegments]:
         """Segments, semantic map and instances of each image.
 
@@ -41,50 +45,12 @@ class MaskPredictor:
         columns = known_classes(self._model.class_names, vocabulary.names)
         return [self._segment(image, vocabulary, columns) for image in images]
 
-    def refer(self, image: ImageArray, phrases: Sequence[str]) -> list[Bool[np.ndarray, "h w"]]:
-        """Nothing: the model reads no text."""
-        self._refuse("phrases")
-
-    def caption(self, images: Sequence[ImageArray]) -> list[str]:
-        """Nothing: the model writes no text."""
-        self._refuse("captions")
-
-    def answer(self, image: ImageArray, questions: Sequence[str]) -> list[str]:
-        """Nothing: the model reads no text."""
-        self._refuse("questions")
-
-    def caption_hits(
-        self, images: Sequence[ImageArray], captions: Sequence[str]
-    ) -> tuple[int, int]:
-        """Nothing: the model reads no text."""
-        self._refuse("captions")
-
-    def embed_images(self, images: Sequence[ImageArray]) -> Float[np.ndarray, "n c"]:
-        """Nothing: the model has no space that it shares with texts."""
-        self._refuse("retrieval")
-
-    def embed_texts(self, texts: Sequence[str]) -> Float[np.ndarray, "n c"]:
-        """Nothing: the model has no space that it shares with texts."""
-        self._refuse("retrieval")
-
-    def name_regions(self, image: ImageArray, texts: Sequence[str]) -> NamedRegions:
-        """Nothing: the model has no space that it shares with texts."""
-        self._refuse("free names")
-
-    def _refuse(self, what: str) -> NoReturn:
-        raise ConfigError(
-            f"a model with a fixed list of classes knows no {what}; it segments. Ask for panoptic, "
-            "semantic or instance, and evaluate with --stages segmentation."
-        )
-
     def _segment(
         self, image: ImageArray, vocabulary: Vocabulary, columns: Sequence[int]
     ) -> FoundSegments:
         options = self._options
         size_hw = (image.shape[0], image.shape[1])
-        pixels = resized(image, options.input_hw(size_hw))
-        tensor = torch.tensor(pixels, dtype=torch.float32).permute(2, 0, 1)  # [3, h, w]
-        result = predict(self._model, tensor, size_hw)
+        result = predict(self._model, pixels_at(image, options.input_hw(size_hw)), size_hw)
         probs = _probs_of(result.class_probs, columns)
         panoptic = postprocess.panoptic(
             probs,

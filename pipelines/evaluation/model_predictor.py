@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipelines.evaluation.images import resized
+from pipelines.evaluation.images import pixels_at
 from pipelines.evaluation.options import EvaluationOptions
 from pipelines.evaluation.predictor import (
     FoundInstance,
@@ -143,23 +143,19 @@ class ModelPredictor:
         return self._vocabulary_vectors(tuple(texts))[:-1]
 
     def _fitted(self, image: ImageArray) -> Float[Tensor, "3 h w"]:
-        return _pixels(image, self._options.input_hw((image.shape[0], image.shape[1])))
+        return pixels_at(image, self._options.input_hw((image.shape[0], image.shape[1])))
 
     def _batch(
         self, images: Sequence[ImageArray]
     ) -> tuple[Float[Tensor, "b 3 h w"], list[tuple[int, int]]]:
         rule = self._options.text_input_hw
-        fitted = [_pixels(image, rule((image.shape[0], image.shape[1]))) for image in images]
+        fitted = [pixels_at(image, rule((image.shape[0], image.shape[1]))) for image in images]
         sizes_hw = [(each.shape[1], each.shape[2]) for each in fitted]
         height, width = max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)
         batch = torch.zeros(len(fitted), 3, height, width)
         for row, each in zip(batch, fitted, strict=True):
             row[:, : each.shape[1], : each.shape[2]] = each
         return batch, sizes_hw
-
-
-def _pixels(image: ImageArray, size_hw: tuple[int, int]) -> Float[Tensor, "3 h w"]:
-    return torch.tensor(resized(image, size_hw), dtype=torch.float32).permute(2, 0, 1)  # [3, h, w]
 
 
 def found_instances(found: postprocess.Instances) -> tuple[FoundInstance, ...]:

@@ -10,6 +10,7 @@ from pipelines.evaluation.protocols import REFER_PER_SENTENCE, REFER_PROTOCOLS, 
 from xdecoder.mask_former.config import MaskFormerConfig
 from xdecoder.postprocess import ResizeMode
 
+BoxScore = Literal["name", "name-and-mask"]
 # Source: MODEL.MASK_FORMER.TEST of the COCO configs of MaskFormer and Mask2Former
 _CLOSED_OBJECT_THRESHOLD = 0.8
 # how microsoft/X-Decoder v2.0 asks and counts, where that changes a number
@@ -38,6 +39,8 @@ class EvaluationOptions:
     refer_protocol: one of `protocols.REFER_PROTOCOLS`. vocabulary: the class of "nothing" is a text
     of its own, or the last class of the list, as some published numbers have it.
     has_global_query, resize: how the released X-Decoder segments (`tasks.segmentation.predict`).
+    box_score: boxes of an OpenSeeD are ranked by how well their name fits, or, as the released one
+    has it, by that times how sure their mask is of itself.
     java: "auto", "never" or "need": METEOR, and Stanford's tokenizer.
     """
 
@@ -63,6 +66,7 @@ class EvaluationOptions:
     vocabulary: Literal["with-background", "without-background"] = "with-background"
     has_global_query: bool = False
     resize: ResizeMode = "bilinear"
+    box_score: BoxScore = "name"
 
     def __post_init__(self) -> None:
         if min(*self.size_hw, *self.text_size_hw, self.batch_size) < 1:

@@ -29,6 +29,7 @@ def protocols(options: EvaluationOptions) -> dict[str, str]:
         "pq": f"coco-panoptic/{asked}/object-{options.object_threshold:g}"
         f"/overlap-{options.overlap_threshold:g}",
         "ap": f"coco-segm/{asked}/top-{options.max_instances}/things",
+        "box_ap": f"coco-bbox/{asked}/top-{options.max_instances}/things/by-{options.box_score}",
         "miou": f"semantic/{asked}/mean-over-true-or-predicted",
         "refer": f"{options.refer_protocol}/{seen}/{options.resize}/control-other-object",
         "captioning": f"greedy-{options.max_caption_tokens}/{read}/{tokenizer}",

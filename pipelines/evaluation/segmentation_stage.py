@@ -1,7 +1,6 @@
-"""PQ, AP and mIoU of a split."""
+"""PQ, AP of masks and boxes, and mIoU of a split."""
 
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from pipelines.data.coco import CocoRecord, CocoSplit, encode_rle
-from pipelines.evaluation.instance import coco_of, mask_result, score_instances
+from pipelines.data.coco import CocoRecord, CocoSplit
+from pipelines.evaluation.object_tally import ObjectTally
 from pipelines.evaluation.panoptic import (
     PanopticPredictions,
     PanopticScores,
@@ -48,12 +47,10 @@ class SegmentationStage:
         self._panoptic = PanopticPredictions()
         self._tally = PanopticTally(is_thing={c.id: c.is_thing for c in categories})
         self._confusion = SemanticConfusion(len(categories))
-        self._results: list[dict[str, Any]] = []
-        self._with_instances: list[CocoRecord] = []
+        self._objects = ObjectTally(categories)
         self._quality_of_image: dict[int, float] = {}
         self._num_panoptic = 0
         self._has_objects = has_objects
-        self._categories = categories
 
     def wants(self, record: CocoRecord) -> bool:
         """Whether there are segments or instances to compare with."""
@@ -69,7 +66,7 @@ class SegmentationStage:
         found = predictor.segment(images, self.vocabulary)
         return [
             (self._segments_answer(record, each) if has_segments(record) else {})
-            | (self._instances_answer(record, each) if record.instances is not None else {})
+            | (self._objects.answer(record, each) if record.instances is not None else {})
             for record, each in zip(records, found, strict=True)
         ]
 
@@ -89,15 +86,13 @@ class SegmentationStage:
             self._panoptic.add_png(record.image_id, base64.b64decode(answer["png"]), segments)
             self._num_panoptic += 1
         if "instances" in answer:
-            self._results += answer["instances"]
-            self._with_instances.append(record)
+            self._objects.take(record, answer)
 
     def result(self) -> tuple[Values, dict[str, Any]]:
         """Percentages by key, and details: figures by class, counts."""
         values: Values = {}
         details: dict[str, Any] = {
             "num_images_panoptic": self._num_panoptic,
-            "num_images_instances": len(self._with_instances),
         }
         by_class: dict[int, Values] = {}
         if self._num_panoptic:
@@ -110,8 +105,9 @@ class SegmentationStage:
                     by_class.setdefault(key, {}).update(
                         pq=100 * row.pq, sq=100 * row.sq, rq=100 * row.rq
                     )
-        if self._with_instances:
-            values |= self._average_precision(by_class)
+        average_precision, counts = self._objects.result(by_class)
+        values |= average_precision
+        details |= counts
         names = dict(zip(self.category_ids, self.vocabulary.names, strict=True))
         details["per_class"] = {names[key]: row for key, row in by_class.items()}
         return values, details
@@ -121,11 +117,10 @@ class SegmentationStage:
         return {"pq": {key: 100 * value for key, value in self._quality_of_image.items()}}
 
     def write_predictions(self, folder: Path) -> None:
-        """COCO's panoptic JSON with PNGs, and COCO's results of instances."""
+        """COCO's panoptic JSON with PNGs, and COCO's results of instances and of boxes."""
         if self._num_panoptic:
             self._panoptic.write(folder / "panoptic.json")
-        if self._with_instances:
-            (folder / "instances.json").write_text(json.dumps(self._results))
+        self._objects.write_predictions(folder)
 
     def _segments_answer(self, record: CocoRecord, found: FoundSegments) -> Answer:
         truth = true_map(record)
@@ -153,18 +148,6 @@ class SegmentationStage:
         counts = one.counts[rows, columns]
         return np.stack([rows, columns, counts], axis=1).tolist()
 
-    def _instances_answer(self, record: CocoRecord, found: FoundSegments) -> Answer:
-        rows = [
-            mask_result(
-                image_id=record.image_id,
-                category_id=self.category_ids[instance.class_id],
-                score=instance.score,
-                region=instance.region,
-            )
-            for instance in found.instances
-        ]
-        return {"instances": rows}
-
     def _semantic(self, details: dict[str, Any], by_class: dict[int, Values]) -> Values:
         semantic = self._confusion.result()
         details["miou_num_classes_in_mean"] = semantic.num_classes_in_mean
@@ -177,41 +160,6 @@ class SegmentationStage:
             "miou_truth": 100 * semantic.miou_truth,
             "pixel_accuracy": 100 * semantic.pixel_accuracy,
         }
-
-    def _average_precision(self, by_class: dict[int, Values]) -> Values:
-        images = [record.image_id for record in self._with_instances]
-        truth = coco_of(
-            {
-                "images": [
-                    {"id": r.image_id, "height": r.size_hw[0], "width": r.size_hw[1]}
-                    for r in self._with_instances
-                ],
-                "annotations": self._annotations(),
-                "categories": [{"id": c.id, "name": c.name} for c in self._categories],
-            }
-        )
-        scores = score_instances(truth=truth, results=self._results, image_ids=images)
-        for key, value in scores.per_class_ap.items():
-            by_class.setdefault(key, {})["ap"] = 100 * value
-        return {"ap": 100 * scores.ap, "ap50": 100 * scores.ap50, "ap75": 100 * scores.ap75}
-
-    def _annotations(self) -> list[dict[str, Any]]:
-        # ids are our own: the official tool takes 0 for "not matched"
-        owned = [
-            (record, each) for record in self._with_instances for each in record.instances or ()
-        ]
-        return [
-            {
-                "id": number,
-                "image_id": record.image_id,
-                "category_id": instance.category_id,
-                "segmentation": encode_rle(instance.segmentation, record.size_hw),
-                "area": instance.area,
-                "bbox": list(instance.bbox_xywh_px),
-                "iscrowd": int(instance.is_crowd),
-            }
-            for number, (record, instance) in enumerate(owned, start=1)
-        ]
 
 
 def _panoptic_values(scores: PanopticScores) -> Values:

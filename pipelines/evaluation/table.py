@@ -25,6 +25,7 @@ ROWS: tuple[Row, ...] = (
     Row(group="Segmentation", label="PQ things", key="pq_things"),
     Row(group="Segmentation", label="PQ stuff", key="pq_stuff"),
     Row(group="Segmentation", label="Mask AP", key="ap"),
+    Row(group="Segmentation", label="Box AP", key="box_ap"),
     Row(group="Segmentation", label="mIoU", key="miou"),
     Row(
         group="Referring",

@@ -71,26 +71,23 @@ class MasksOfBoxes:
         self, model: OpenSeeD, image: ImageArray, boxes: Tensor, size_hw: tuple[int, int]
     ) -> FoundMasks:
         own = model.prediction
-        pixels = (self.fit or own.segmentation).pixels(image)
-        image_hw = (pixels.shape[1], pixels.shape[2])
-        pyramid = model.encode_images(pixels[None].to(boxes.device))
-        canvas_hw = (4 * pyramid.mask_features.shape[2], 4 * pyramid.mask_features.shape[3])
-        canvas = canvas_in_pixels(canvas_hw, image_hw=image_hw, out_hw=size_hw)
+        looked = look(model, (self.fit or own.segmentation).pixels(image))
+        canvas = canvas_in_pixels(looked.canvas_hw, image_hw=looked.image_hw, out_hw=size_hw)
         shares = boxes / boxes.new_tensor(canvas)
         distinct = tuple(dict.fromkeys(self.names))
         ids = torch.tensor([distinct.index(name) for name in self.names], device=boxes.device)
         found = conditioned_masks(
             model,
-            pyramid,
+            looked.pyramid,
             name_vectors(model, distinct),
             [ids],
             [cxcywh(shares)],
-            num_queries=num_queries(model, pyramid),
+            num_queries=looked.num_queries(model),
         )
         masks = FullSizeMasks(
             found.mask_logits.float(),
-            canvas_hw=canvas_hw,
-            valid_hw=image_hw,
+            canvas_hw=looked.canvas_hw,
+            valid_hw=looked.image_hw,
             out_hw=size_hw,
             mode=own.mask_resize,
             canvas_mode="bilinear",
@@ -122,31 +119,48 @@ def see_texts(
     own = model.prediction
     vectors = [name_vectors(model, names)] if names else []
     vectors += [phrase_vectors(model, phrases)] if phrases else []
-    pixels = (fit or own.segmentation).pixels(image)
+    looked = look(model, (fit or own.segmentation).pixels(image))
     size_hw = (image.shape[0], image.shape[1])
-    return see(model, pixels, torch.cat(vectors), size_hw, resize=own.mask_resize)
+    return see(model, looked, torch.cat(vectors), size_hw, resize=own.mask_resize)
+
+
+class Look(NamedTuple):
+    """What the image side makes of a picture, and the size at which it saw it."""
+
+    pyramid: Pyramid
+    image_hw: tuple[int, int]
+
+    @property
+    def canvas_hw(self) -> tuple[int, int]:
+        """The size with the padding that the model added."""
+        height, width = self.pyramid.mask_features.shape[2:]
+        return 4 * height, 4 * width
+
+    def num_queries(self, model: OpenSeeD) -> int:
+        """As many as the model has, or as the picture has places, where these are fewer."""
+        places = sum(level.shape[2] * level.shape[3] for level in self.pyramid.levels)
+        return min(model.decoder.num_queries, places)
+
+
+@torch.no_grad()
+def look(model: OpenSeeD, pixels: Float[Tensor, "3 h w"]) -> Look:
+    """What `see` reads of RGB pixels in 0..255, whatever the texts."""
+    pyramid = model.encode_images(pixels[None].to(model.logit_scale.device))
+    return Look(pyramid, (pixels.shape[1], pixels.shape[2]))
 
 
 @torch.no_grad()
 def see(
     model: OpenSeeD,
-    pixels: Float[Tensor, "3 h w"],
+    looked: Look,
     texts: Float[Tensor, "k d"],
     out_hw: tuple[int, int],
     *,
     resize: ResizeMode,
 ) -> ImagePrediction:
-    """What the model sees in RGB pixels in 0..255 when asked for some texts, at `out_hw`."""
-    pyramid = model.encode_images(pixels[None].to(texts.device))
-    output = model.decode(pyramid, texts, num_queries=num_queries(model, pyramid))
-    image_hw = (pixels.shape[1], pixels.shape[2])
-    return image_prediction(output, 0, image_hw=image_hw, out_hw=out_hw, resize=resize)
-
-
-def num_queries(model: OpenSeeD, pyramid: Pyramid) -> int:
-    """As many as the model has, or as the picture has places, where these are fewer."""
-    places = sum(level.shape[2] * level.shape[3] for level in pyramid.levels)
-    return min(model.decoder.num_queries, places)
+    """What the model says when asked for some texts, at `out_hw`."""
+    output = model.decode(looked.pyramid, texts, num_queries=looked.num_queries(model))
+    return image_prediction(output, 0, image_hw=looked.image_hw, out_hw=out_hw, resize=resize)
 
 
 def best_of_phrases(

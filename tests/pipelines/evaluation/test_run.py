@@ -179,7 +179,7 @@ def test_kinds_that_a_split_lacks_have_no_metric(scenes_root: Path, tmp_path: Pa
     (root / "annotations" / "captions_val.json").unlink()
     shutil.rmtree(root / "refs")
     values = score_split(Oracle(root, "val"), coco_data(root, "val"), options=OPTIONS).values
-    assert set(values) == {"ap", "ap50", "ap75"}
+    assert set(values) == {"ap", "ap50", "ap75", "box_ap", "box_ap50", "box_ap75"}
 
 
 def test_fewer_images_can_be_asked_for(scenes_root: Path) -> None:
