@@ -83,7 +83,7 @@ class BoxPredictor(SegmentsOnly):
             is_thing=vocabulary.is_thing,
             minimum_score=options.minimum_score,
         )
-        boxes = instances
+        boxes: openseed.Detections | openseed.Instances = instances
         if options.box_score == "name":
             boxes = openseed.detections(
                 seen,

@@ -87,15 +87,17 @@ def assisted(
     boxes_px = xyxy(targets.boxes_cxcywh01) * size_px
     maps = found.mask_logits[:, None].float()  # [M, 1, H/4, W/4]
     logits = F.interpolate(maps, size=canvas_hw, mode="bilinear")[:, 0]
-    logits = logits.masked_fill(~_is_inside(boxes_px, canvas_hw), float("-inf"))
+    logits = logits.masked_fill(~inside_boxes(boxes_px, canvas_hw), float("-inf"))
     masks: Bool[Tensor, "m h w"] = logits > 0
     fit = intersection_over_union(boxes_from_masks(masks), boxes_px)
     is_good = (fit >= config.minimum_iou) & (mask_quality(logits) >= config.minimum_quality)
     return replace(targets, masks=masks, has_mask=is_good)
 
 
-def _is_inside(boxes_xyxy_px: Float[Tensor, "m 4"], size_hw: tuple[int, int]) -> Tensor:
-    """Which pixels [M, H, W] have their centre in a box."""
+def inside_boxes(
+    boxes_xyxy_px: Float[Tensor, "m 4"], size_hw: tuple[int, int]
+) -> Bool[Tensor, "m h w"]:
+    """Which pixels have their centre in each box."""
     first, last = boxes_xyxy_px[:, :2], boxes_xyxy_px[:, 2:]
     in_axis = []
     for axis, length in ((1, size_hw[0]), (0, size_hw[1])):

@@ -15,18 +15,18 @@ from torch import Tensor
 from xdecoder.full_size import FullSizeMasks
 from xdecoder.images import ImageArray, ImageFit
 from xdecoder.openseed.boxes import cxcywh
-from xdecoder.openseed.conditioned import conditioned_masks
+from xdecoder.openseed.conditioned import conditioned_masks, inside_boxes
 from xdecoder.openseed.model import OpenSeeD
 from xdecoder.openseed.postprocess import ImagePrediction, canvas_in_pixels, image_prediction
 from xdecoder.pixel_decoder import Pyramid
-from xdecoder.postprocess import ResizeMode, cut_masks
+from xdecoder.postprocess import ResizeMode, mask_quality
 from xdecoder.text.prompts import PLAIN_TEMPLATES, sentence_embeddings
 
 Box = tuple[float, float, float, float]
 
 
 class FoundMasks(NamedTuple):
-    """The mask of each given box, in their order; scores: how well its name fits, 0..1."""
+    """The mask of each given box, in their order; scores: how sure each is of itself, 0..1."""
 
     names: tuple[str, ...]
     boxes_xyxy_px: Float[Tensor, "n 4"]
@@ -39,7 +39,8 @@ class MasksOfBoxes:
     """The masks of boxes that somebody drew, each with the name of what is inside.
 
     boxes_xyxy_px: in pixels of the upright picture, ends past the last pixel; what lies outside is
-    cut off. fit: None for the model's own. All boxes of a call see each other.
+    cut off, and so is what a mask has outside of its box. fit: None for the model's own. All boxes
+    of a call see each other.
     """
 
     boxes_xyxy_px: tuple[Box, ...]
@@ -92,8 +93,13 @@ class MasksOfBoxes:
             mode=own.mask_resize,
             canvas_mode="bilinear",
         )
-        regions = cut_masks(masks, torch.arange(len(self.names), device=boxes.device)).regions
-        return FoundMasks(self.names, boxes, found.scores, regions)
+        regions = torch.zeros(masks.shape, dtype=torch.bool, device=boxes.device)
+        scores = boxes.new_zeros(len(boxes))
+        for row, box in enumerate(boxes):
+            is_inside = inside_boxes(box[None], size_hw)
+            logits = masks[row].masked_fill(~is_inside, float("-inf"))
+            regions[row], scores[row] = logits[0] > 0, mask_quality(logits)[0]
+        return FoundMasks(self.names, boxes, scores, regions)
 
 
 def name_vectors(model: OpenSeeD, names: Sequence[str]) -> Float[Tensor, "k d"]:
