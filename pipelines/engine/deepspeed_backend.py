@@ -1,7 +1,7 @@
 """DeepSpeed's ZeRO behind the same protocol; the only place that imports it.
 
 What DeepSpeed 0.19 needs to be told, each found by comparing with plain PyTorch, each with a test
-in tests/pipelines/engine/test_zero_findings.py:
+in tests/pipelines/engine, test_zero.py or test_self_check.py:
 
 - A  ZeRO-3 never clears its gradients, nor does an offloaded optimizer: `ZeroState.after_step`;
 - B  an offloaded optimizer loses gradients of all micro-batches but the last, unless the
@@ -10,6 +10,8 @@ in tests/pipelines/engine/test_zero_findings.py:
 - D  parameters without dimensions, or in another memory format, end the start with a riddle;
 - E  a parameter that no loss reached gets a zero gradient, as `FlatGradients` gives it;
 - F  `gradient_clipping` has a default of 1.0, so it is always set;
+- G  ZeRO-3 replaces the linear layer of the whole process by one that adds the bias after rounding,
+     for good: here it lasts as long as a forward and a backward that need it;
 - its own Adam is compiled at first use, minutes on a CPU: torch's AdamW is passed in instead.
 """
 
@@ -17,7 +19,8 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,11 +78,13 @@ class DeepSpeedBackend:
         # a fused step is one kernel per group on flat partitions either way
         optimizer = build_optimizer(groups, config, is_fused=False)
         num_values = sum(group.num_values for group in groups)
-        self._engine, *_ = self._deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            config=_settings(config, parallel, num_values=num_values),
-        )
+        with _linear_layer(nn.functional.linear):
+            self._engine, *_ = self._deepspeed.initialize(
+                model=module,
+                optimizer=optimizer,
+                config=_settings(config, parallel, num_values=num_values),
+            )
+            self._linear = nn.functional.linear
         self._state = self._build_state(module.model)
         self._set_scale()
 
@@ -88,7 +93,8 @@ class DeepSpeedBackend:
     ) -> dict[str, Tensor]:
         # before: ZeRO-3 would gather the weights of other modules on other ranks
         _require_same([batch.task for batch in batches], "tasks", batches[0].images.device)
-        terms = self._engine(batches, draws, counts)
+        with _linear_layer(self._linear):
+            terms = self._engine(batches, draws, counts)
         _require_same(list(terms), "loss terms", batches[0].images.device)
         return terms
 
@@ -97,7 +103,9 @@ class DeepSpeedBackend:
             # reduced once, in `step`
             self._engine.set_gradient_accumulation_boundary(False)
             loss = loss if self.loss_scale is None else loss * self.loss_scale.value
-        self._engine.backward(loss / self._accumulation, scale_wrt_gas=False)
+        # checkpointed blocks run their forward again
+        with _linear_layer(self._linear):
+            self._engine.backward(loss / self._accumulation, scale_wrt_gas=False)
 
     def step(self, learning_rate_factor: float) -> Tensor:
         set_learning_rates(self._engine.optimizer, learning_rate_factor)
@@ -223,6 +231,17 @@ def _import_deepspeed(*, is_cuda: bool) -> Any:
         # a communication kernel that it would compile at start; gloo does the same work
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+@contextmanager
+def _linear_layer(function: Callable[..., Tensor]) -> Iterator[None]:
+    """Have `nn.functional.linear` be this function within, and what it was before afterwards."""
+    before = nn.functional.linear
+    nn.functional.linear = function
+    try:
+        yield
+    finally:
+        nn.functional.linear = before
 
 
 def _be_alone() -> None:

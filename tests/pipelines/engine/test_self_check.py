@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipelines.config import ParallelConfig, RunConfig
 from pipelines.engine.distributed import Group, ProcessPlace
@@ -38,6 +39,16 @@ def test_every_stage_passes(stage: int) -> None:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_offload_with_accumulation_passes(stage: int) -> None:
     check(zero_stage=stage, offload="optimizer", accumulation=2)
+
+
+def test_all_but_its_own_steps_keep_the_linear_layer_of_torch() -> None:
+    before, used = nn.functional.linear, set()
+    watch = register_module_forward_pre_hook(lambda *_: used.add(nn.functional.linear.__name__))
+    with watch:
+        check(zero_stage=3)
+    # plain torch, which the check compares with, and DeepSpeed
+    assert used == {"linear", "zero3_linear_wrap"}
+    assert nn.functional.linear is before
 
 
 def test_gradients_of_the_step_before_fail_it(monkeypatch: pytest.MonkeyPatch) -> None:

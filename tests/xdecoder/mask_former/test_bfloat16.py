@@ -125,9 +125,6 @@ def test_errors_are_within_twice_those_of_rounding_weights_and_images(kind, bits
     assert all(0 < value < 0.01 for value in rounded.values())
 
 
-# which decisions turn depends on the last digits of 16-bit products, and those on what else the
-# process has run; alone, it counts 17 against 14
-@pytest.mark.slow
 def test_attention_is_decided_otherwise_at_most_twice_as_often(bits):
     decided, played = bits
     turned = [0, 0]
