@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pipelines.cli import main_of
 from pipelines.errors import CheckpointError, ExitCode
-from pipelines.overrides import from_json, to_json
-from xdecoder.build import build_model
+from pipelines.families import build_model_of
+from pipelines.overrides import from_json
 from xdecoder.config import RESNETS, BackboneConfig, ModelConfig
 from xdecoder.convert import hf_config
 from xdecoder.convert import rules as naming
@@ -23,6 +23,7 @@ from xdecoder.convert.backbones import RESNET, SWIN
 from xdecoder.convert.hf_mask_former import UNUSED
 from xdecoder.convert.inference import infer_config
 from xdecoder.convert.mask_former import detectron2_rules
+from xdecoder.convert.openseed import is_openseed, read_openseed
 from xdecoder.convert.pairs import read_pairs, write_pairs
 from xdecoder.convert.pickles import read_detectron2_pickle, read_torch_file
 from xdecoder.convert.released import incomplete_parts, is_released, read_released
@@ -30,6 +31,8 @@ from xdecoder.convert.trunks import is_trunk, read_trunk
 from xdecoder.mask_former.build import build_mask_former
 from xdecoder.mask_former.config import MaskFormerConfig
 from xdecoder.mask_former.model import MaskFormer
+from xdecoder.openseed.config import OpenSeeDConfig
+from xdecoder.pretrained import Settings, settings_document
 
 _WEIGHTS, _CONFIG, _REPORT, _UNUSED = (
     "model.safetensors",
@@ -39,6 +42,12 @@ _WEIGHTS, _CONFIG, _REPORT, _UNUSED = (
 )
 # the kind of a folder whose weights are a start and not a model
 INITIAL = "xdecoder_initial"
+_DECLARED: dict[str, type] = {
+    "mask_former": MaskFormerConfig,
+    "xdecoder": ModelConfig,
+    "openseed": OpenSeeDConfig,
+    INITIAL: ModelConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +58,7 @@ class Converted:
     layout again gives the same file. is_initial: only what training starts from.
     """
 
-    config: MaskFormerConfig | ModelConfig
+    config: Settings
     state: dict[str, Tensor]
     report: tuple[tuple[str, str, str], ...]
     unused: dict[str, Tensor]
@@ -60,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of a conversion: 0, or 2 where a key stays unexplained."""
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.convert",
-        description="Read detectron2 .pkl, X-Decoder .pt, a HuggingFace folder or a converted "
-        "folder; write safetensors, the model's settings and a report of every key.",
+        description="Read detectron2 .pkl, X-Decoder or OpenSeeD .pt, a HuggingFace folder or a "
+        "converted folder; write safetensors, the model's settings and a report of every key.",
     )
     parser.add_argument("source", type=Path, help="a .pkl, .pt or .pth file, or a folder")
     parser.add_argument("out", type=Path, help="a folder that does not exist yet")
@@ -106,6 +115,10 @@ def read(source: Path, *, num_heads: int = 8) -> Converted:
         raise CheckpointError(
             f"convert: a source must be a .pkl, .pt or .pth file or a folder; got {source}."
         )
+    if is_openseed(state):
+        config, conversion = read_openseed(state)
+        # what is dropped are copies, and nothing writes this layout again
+        return replace(_converted(config, conversion, state), unused={})
     if is_released(state):
         return _read_xdecoder(state)
     return _read_trunk(state) if is_trunk(state) else _read_detectron2(state, num_heads)
@@ -115,7 +128,8 @@ def load_mask_former(folder: Path) -> tuple[MaskFormer, MaskFormerConfig]:
     """The model of a converted folder in evaluation mode, and its settings."""
     converted = _read_folder(folder)
     if not isinstance(converted.config, MaskFormerConfig):
-        raise CheckpointError(f"convert: {folder} must hold a MaskFormer; it holds an X-Decoder.")
+        kind = settings_document(converted.config)["kind"]
+        raise CheckpointError(f"convert: {folder} must hold a MaskFormer; its kind is {kind}.")
     model = build_mask_former(converted.config)
     model.load_state_dict(converted.state)
     return model.eval(), converted.config
@@ -169,12 +183,12 @@ def report_lines(converted: Converted) -> list[str]:
 
 def write_ours(converted: Converted, out: Path) -> None:
     """Our layout: weights, settings, and what else the source held."""
-    kind = "mask_former" if isinstance(converted.config, MaskFormerConfig) else "xdecoder"
+    document = settings_document(converted.config)
     if converted.is_initial:
-        kind = INITIAL
-    _write(out, converted.state, {"kind": kind, "model": to_json(converted.config)})
+        document["kind"] = INITIAL
+    _write(out, converted.state, document)
     if converted.unused:
-        save_file(converted.unused, out / _UNUSED)
+        save_file(_unshared(converted.unused), out / _UNUSED)
 
 
 def write_hf(converted: Converted, out: Path) -> None:
@@ -185,7 +199,10 @@ def write_hf(converted: Converted, out: Path) -> None:
     """
     config = converted.config
     if not isinstance(config, MaskFormerConfig):
-        raise CheckpointError("convert: transformers has no X-Decoder; keep our layout.")
+        kind = settings_document(config)["kind"]
+        raise CheckpointError(
+            f"convert: transformers has no class for the kind {kind}; keep our layout."
+        )
     settings = hf_config.write_config(config)
     theirs = write_pairs(converted.state, hf_config.table_of(config))
     extra = {
@@ -201,16 +218,20 @@ def write_hf(converted: Converted, out: Path) -> None:
 
 def _write(out: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
     out.mkdir(parents=True)
-    # a file of large weights is not held twice: only what shares memory is copied
+    # transformers asks for the format
+    save_file(_unshared(state), out / _WEIGHTS, metadata={"format": "pt"})
+    (out / _CONFIG).write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file needs them, each with memory of its own; shared ones are copied."""
     tensors: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in state.items():
         place = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if place in taken else tensor.contiguous()
         taken.add(place)
-    # transformers asks for the format
-    save_file(tensors, out / _WEIGHTS, metadata={"format": "pt"})
-    (out / _CONFIG).write_text(json.dumps(settings, indent=1) + "\n")
+    return tensors
 
 
 def _read_folder(folder: Path) -> Converted:
@@ -219,7 +240,7 @@ def _read_folder(folder: Path) -> Converted:
             f"convert: {folder} must have {_CONFIG} and safetensors; there is no {_CONFIG}."
         )
     settings = json.loads((folder / _CONFIG).read_text())
-    if settings.get("kind") in ("mask_former", "xdecoder", INITIAL):
+    if settings.get("kind") in _DECLARED:
         return _read_ours(folder, settings)
     state: dict[str, Tensor] = {}
     # what is beside the weights of ours has another name and another reader
@@ -239,8 +260,7 @@ def _read_folder(folder: Path) -> Converted:
 
 
 def _read_ours(folder: Path, settings: Mapping[str, Any]) -> Converted:
-    declared = MaskFormerConfig if settings["kind"] == "mask_former" else ModelConfig
-    config: Any = from_json(declared, settings["model"])
+    config: Any = from_json(_DECLARED[settings["kind"]], settings["model"])
     state = load_file(folder / _WEIGHTS)
     report = tuple((name, name, "same") for name in state)
     has_unused = (folder / _UNUSED).is_file()
@@ -276,7 +296,7 @@ def _read_trunk(state: Mapping[str, Tensor]) -> Converted:
 
 
 def _converted(
-    config: MaskFormerConfig | ModelConfig,
+    config: Settings,
     conversion: naming.Conversion,
     state: Mapping[str, Tensor],
 ) -> Converted:
@@ -289,11 +309,9 @@ def _converted(
     )
 
 
-def _empty_model(config: MaskFormerConfig | ModelConfig) -> nn.Module:
+def _empty_model(config: Settings) -> nn.Module:
     with torch.device("meta"):
-        if isinstance(config, MaskFormerConfig):
-            return build_mask_former(config)
-        return build_model(config, has_initial_weights=False)
+        return build_model_of(config, has_initial_weights=False)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def infer_config(
     """
     classes = state[_DECODER + "heads.class_projection.weight"]
     mask_projection = state[_PIXELS + "mask_projection.weight"]
-    num_layers = _count(state, _DECODER + r"layers\.(\d+)\.")
+    num_layers = count_layers(state, _DECODER + r"layers\.(\d+)\.")
     is_masked = _DECODER + "query_content.weight" in state
     dim = classes.shape[1]
     pixel_dim = mask_projection.shape[1]
@@ -43,7 +43,7 @@ def infer_config(
     return MaskFormerConfig(
         num_classes=num_classes,
         class_names=tuple(class_names) if len(class_names) == num_classes else (),
-        backbone=_infer_backbone(state),
+        backbone=infer_backbone(state),
         pixel_decoder=_infer_pixel_decoder(state, num_pixel_heads),
         decoder=QueryDecoderConfig(
             kind="masked" if is_masked else "detr",
@@ -61,7 +61,7 @@ def infer_config(
 
 
 def _infer_pixel_decoder(state: Mapping[str, Tensor], num_heads: int) -> PixelDecoderConfig:
-    num_layers = _count(state, _PIXELS + r"encoder\.(\d+)\.")
+    num_layers = count_layers(state, _PIXELS + r"encoder\.(\d+)\.")
     offsets = state.get(_PIXELS + "encoder.0.attention.sampling_offsets.weight")
     width = state.get(_PIXELS + "encoder.0.ffn.linear1.weight")
     settings = PixelDecoderConfig(
@@ -76,11 +76,12 @@ def _infer_pixel_decoder(state: Mapping[str, Tensor], num_heads: int) -> PixelDe
     return settings
 
 
-def _infer_backbone(state: Mapping[str, Tensor]) -> SwinConfig | ResNetConfig:
+def infer_backbone(state: Mapping[str, Tensor]) -> SwinConfig | ResNetConfig:
+    """The trunk that weights under our names belong to."""
     if "backbone.stem.0.weight" in state:
-        stages = [_count(state, rf"backbone\.res{stage}\.(\d+)\.") for stage in (2, 3, 4, 5)]
+        stages = [count_layers(state, rf"backbone\.res{stage}\.(\d+)\.") for stage in (2, 3, 4, 5)]
         return ResNetConfig(depths=(stages[0], stages[1], stages[2], stages[3]))
-    depths = [_count(state, rf"backbone\.stages\.{i}\.blocks\.(\d+)\.") for i in range(4)]
+    depths = [count_layers(state, rf"backbone\.stages\.{i}\.blocks\.(\d+)\.") for i in range(4)]
     tables = [state[f"backbone.stages.{i}.blocks.0.attention.offset_bias"] for i in range(4)]
     heads = [table.shape[1] for table in tables]
     return SwinConfig(
@@ -91,6 +92,7 @@ def _infer_backbone(state: Mapping[str, Tensor]) -> SwinConfig | ResNetConfig:
     )
 
 
-def _count(state: Mapping[str, Tensor], pattern: str) -> int:
+def count_layers(state: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that the pattern's group finds at the start of a name."""
     found = (re.match(pattern, key) for key in state)
     return max((int(match.group(1)) + 1 for match in found if match), default=0)
