@@ -3,7 +3,6 @@
 Regions are COCO's RLE; boxes end one pixel after their last.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +37,18 @@ NOTHING_FOUND = "nothing found"
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the command line asks of every picture; None leaves it to the model."""
+    """What the command line asks of every picture; None leaves it to the model.
+
+    boxes: names, each with x, y, x, y in pixels.
+    """
 
     texts: tuple[str, ...] = ()
+    boxes: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
     vocabulary: Vocabulary | None = None
     fit: ImageFit | None = None
     object_threshold: float | None = None
     minimum_score: float = 0.3
+    with_masks: bool = False
     num_beams: int = 1
     max_tokens: int | None = None
     prompt: str = ""
@@ -124,9 +128,9 @@ def instance(model: Pretrained, image: ImageArray, asked: Asked) -> Answer:
     return Answer(pictures={"": draw_segments(image, drawn[::-1])}, facts={"instances": facts})
 
 
-def referring(model: XDecoder, image: ImageArray, asked: Asked) -> Answer:
+def referring(model: Pretrained, image: ImageArray, asked: Asked) -> Answer:
     """The region of each phrase."""
-    found = model.predict(image, Referring(phrases=asked.texts, fit=asked.fit))
+    found = _predicted(model, image, Referring(phrases=asked.texts, fit=asked.fit))
     return Answer(pictures={"": draw_phrases(image, found)}, facts={"phrases": phrase_facts(found)})
 
 
@@ -229,7 +233,7 @@ def shape_of(region: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
 
 
 def _predicted(model: Pretrained, image: ImageArray, question: Any) -> Any:
-    # both families answer questions about segments; their type systems meet here only
+    # several families answer these questions; their type systems meet here only
     return model.predict(image, question)
 
 
@@ -243,24 +247,3 @@ def _caption_facts(caption: Caption) -> dict[str, Any]:
 
 def _array(mask: Tensor) -> Bool[np.ndarray, "h w"]:
     return mask.cpu().numpy()
-
-
-SEGMENTATION: dict[str, Callable[[Pretrained, ImageArray, Asked], Answer]] = {
-    "panoptic": panoptic,
-    "semantic": semantic,
-    "instance": instance,
-}
-LANGUAGE: dict[str, Callable[[XDecoder, ImageArray, Asked], Answer]] = {
-    "referring": referring,
-    "captioning": captioning,
-    "referring_captioning": referring_captioning,
-    "retrieval": retrieval,
-    "editing": editing,
-}
-NEEDS_TEXT: Sequence[str] = (
-    "referring",
-    "referring_captioning",
-    "retrieval",
-    "region_retrieval",
-    "editing",
-)

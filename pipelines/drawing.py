@@ -4,18 +4,23 @@ Everything is drawn at display size: a small image is enlarged first, so that ou
 stay fine. The same input gives the same pixels.
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from scipy.ndimage import distance_transform_edt
 
-Colour = tuple[int, int, int]
-Box = tuple[float, float, float, float]
+from pipelines.labels import (
+    SMALLEST_FONT_PX,
+    Colour,
+    LabelLayer,
+    font,
+    label_sizes,
+    label_wh,
+)
 
 # twelve hues that stay apart under the common colour blindnesses.
 # Source: Paul Tol, "Colour schemes" (2021), bright and muted qualitative sets
@@ -39,9 +44,6 @@ PAPER: Colour = (21, 24, 30)
 INK: Colour = (240, 242, 245)
 FAINT: Colour = (150, 158, 170)
 _SHORT_SIDE_PX = 384
-_SMALLEST_FONT_PX = 11
-# labels are drawn this much larger and reduced, for smooth corners
-_OVERSAMPLING = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +67,6 @@ def class_colour(index: int) -> Colour:
         round(green + (target - green) * share),
         round(blue + (target - blue) * share),
     )
-
-
-@functools.cache
-def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font that Pillow carries, at a size in pixels."""
-    return ImageFont.load_default(max(size_px, _SMALLEST_FONT_PX))
 
 
 def enlarged(
@@ -149,7 +145,7 @@ def with_strip(
 
     kicker: a few words in small faint letters above the text, such as the task.
     """
-    size = max(_SMALLEST_FONT_PX + 4, round(picture.width / 25))
+    size = max(SMALLEST_FONT_PX + 4, round(picture.width / 25))
     pad = round(size * 0.8)
     lines = _wrapped(text, size, picture.width - 2 * pad - size // 2)
     small = round(size * 0.68)
@@ -179,7 +175,7 @@ def side_by_side(
             f"got {len(pictures)} pictures and {len(titles)} titles."
         )
     height = max(picture.height for picture in pictures)
-    size = max(_SMALLEST_FONT_PX + 2, round(min(picture.width for picture in pictures) / 27))
+    size = max(SMALLEST_FONT_PX + 2, round(min(picture.width for picture in pictures) / 27))
     gap, bar = max(8, size // 2), round(size * 2.1)
     top = gap + (round(size * 2.0) if heading else 0)
     total = sum(picture.width for picture in pictures) + gap * (len(pictures) + 1)
@@ -266,17 +262,13 @@ def _labelled(
     segments: Sequence[DrawnSegment],
     regions: Sequence[Bool[np.ndarray, "h w"]],
 ) -> Image.Image:
-    large = (picture.width * _OVERSAMPLING, picture.height * _OVERSAMPLING)
-    layer = Image.new("RGBA", large, (0, 0, 0, 0))
-    draw = ImageDraw.Draw(layer)
-    taken: list[Box] = []
+    layer = LabelLayer(picture.size)
     visible = _visible_parts(regions)
     # small regions choose first: large ones have room elsewhere
     for index in sorted(range(len(segments)), key=lambda item: int(visible[item].sum())):
         if segments[index].label and visible[index].any():
-            _place_label(draw, segments[index], visible[index], taken, picture.size)
-    layer = layer.resize(picture.size, Image.Resampling.LANCZOS)
-    return Image.alpha_composite(picture.convert("RGBA"), layer).convert("RGB")
+            _place_label(layer, segments[index], visible[index])
+    return layer.over(picture)
 
 
 def _visible_parts(
@@ -290,36 +282,16 @@ def _visible_parts(
     return parts[::-1]
 
 
-def _place_label(
-    draw: ImageDraw.ImageDraw,
-    segment: DrawnSegment,
-    region: Bool[np.ndarray, "h w"],
-    taken: list[Box],
-    size_wh: tuple[int, int],
-) -> None:
+def _place_label(layer: LabelLayer, segment: DrawnSegment, region: Bool[np.ndarray, "h w"]) -> None:
     """Write a name where its region is deepest, beside a small region, unless names would meet."""
-    largest = max(_SMALLEST_FONT_PX + 1, round(min(size_wh) / 19))
     depth = distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1]
-    for size in (largest, round(largest * 0.82), _SMALLEST_FONT_PX):
-        width, height = font(size).getlength(segment.label) + size * 0.9, size * 1.5
+    for size in label_sizes(layer.size_wh):
+        width, height = label_wh(segment.label, size)
         points = _deep_points(depth, num_points=6)
         if depth.max() < height * 0.8:
             points = _points_beside(region, width, height) + points
-        for x, y in points:
-            box = _inside(x - width / 2, y - height / 2, width, height, size_wh)
-            if not any(_meet(box, other) for other in taken):
-                taken.append(box)
-                _write_label(draw, segment, box, size)
-                return
-
-
-def _write_label(draw: ImageDraw.ImageDraw, segment: DrawnSegment, box: Box, size: int) -> None:
-    scaled = tuple(value * _OVERSAMPLING for value in box)
-    letters = font(size * _OVERSAMPLING)
-    shade = tuple(round(channel * 0.28) for channel in segment.colour)
-    draw.rounded_rectangle(scaled, radius=size * 0.45 * _OVERSAMPLING, fill=(*shade, 205))
-    centre = ((scaled[0] + scaled[2]) / 2, (scaled[1] + scaled[3]) / 2)
-    draw.text(centre, segment.label, font=letters, fill=(255, 255, 255, 255), anchor="mm")
+        if layer.place(segment.label, segment.colour, points, size):
+            return
 
 
 def _deep_points(depth: Float[np.ndarray, "h w"], *, num_points: int) -> list[tuple[float, float]]:
@@ -350,18 +322,6 @@ def _points_beside(
         (right + width / 2 + gap, y),
         (left - width / 2 - gap, y),
     ]
-
-
-def _inside(x: float, y: float, width: float, height: float, size_wh: tuple[int, int]) -> Box:
-    x = min(max(x, 2), max(size_wh[0] - width - 2, 2))
-    y = min(max(y, 2), max(size_wh[1] - height - 2, 2))
-    return (x, y, x + width, y + height)
-
-
-def _meet(first: Box, second: Box) -> bool:
-    is_apart_x = first[2] < second[0] or second[2] < first[0]
-    is_apart_y = first[3] < second[1] or second[3] < first[1]
-    return not (is_apart_x or is_apart_y)
 
 
 def _wrapped(text: str, size: int, width: float) -> list[str]:

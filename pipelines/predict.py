@@ -3,6 +3,8 @@
     python -m pipelines.predict --checkpoint runs/demo --task panoptic --image photo.jpg --out out
     python -m pipelines.predict --checkpoint runs/demo --task semantic \\
         --vocabulary circle,square,sky --stuff sky --image photo.jpg --out out
+    python -m pipelines.predict --checkpoint runs/boxes --task detection \\
+        --vocabulary circle,star --text "the largest thing" --image photo.jpg --out out
     python -m pipelines.predict --checkpoint runs/demo --task referring \\
         --text "the red circle" --text "the sky" --image photos --out out
     python -m pipelines.predict --checkpoint runs/demo --task captioning --beams 3 \\
@@ -18,13 +20,16 @@ at the end, after the others, with exit code 3.
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from pipelines.answers import LANGUAGE, NEEDS_TEXT, SEGMENTATION, Answer, Asked
+from pipelines import answers, box_answers
+from pipelines.answers import Answer, Asked
 from pipelines.cli import main_of
 from pipelines.errors import CheckpointError, ConfigError, DataError, ExitCode
 from pipelines.evaluate import size_hw_of, write_json
@@ -37,11 +42,39 @@ from xdecoder.convert.rules import CheckpointError as ModelCheckpointError
 from xdecoder.images import ImageArray, ImageFit
 from xdecoder.mask_former.task import read_class_names
 from xdecoder.model import XDecoder
+from xdecoder.prediction import ANSWERED
 from xdecoder.pretrained import Pretrained, load_pretrained
 from xdecoder.tasks.editing import EMPTY_SCENE
 from xdecoder.tasks.open_vocabulary import own_vocabulary, vocabulary_of
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A question of ours, by its class; who answers about one picture; and what it needs."""
+
+    question: str
+    answer: Callable[[Any, ImageArray, Asked], Answer] | None = None
+    needs_text: bool = False
+    takes_names: bool = False
+
+
+_TASKS: Mapping[str, _Task] = {
+    "panoptic": _Task(question="Panoptic", answer=answers.panoptic, takes_names=True),
+    "semantic": _Task(question="Semantic", answer=answers.semantic, takes_names=True),
+    "instance": _Task(question="Instance", answer=answers.instance, takes_names=True),
+    "detection": _Task(question="Detection", answer=box_answers.detection, takes_names=True),
+    "masks_of_boxes": _Task(question="MasksOfBoxes", answer=box_answers.masks_of_boxes),
+    "referring": _Task(question="Referring", answer=answers.referring, needs_text=True),
+    "captioning": _Task(question="Captioning", answer=answers.captioning),
+    "referring_captioning": _Task(
+        question="ReferringCaptioning", answer=answers.referring_captioning, needs_text=True
+    ),
+    "retrieval": _Task(question="Retrieval", answer=answers.retrieval, needs_text=True),
+    "region_retrieval": _Task(question="RegionRetrieval", needs_text=True),
+    "editing": _Task(question="Editing", answer=answers.editing, needs_text=True),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,14 +92,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="run, checkpoint or converted folder")
-    add("--task", required=True, choices=sorted({*SEGMENTATION, *LANGUAGE, *SEARCHES}))
+    add("--task", required=True, choices=sorted(_TASKS))
     add("--image", type=Path, required=True, nargs="+", help="pictures of any kind, or folders")
     add("--text", action="append", default=[], help="a phrase or caption; repeatable")
     add("--out", type=Path, required=True, help="folder for PNG and JSON")
     add("--size", type=size_hw_of, metavar="HxW", help="what the model sees; default: its own")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--without-ema", action="store_true", help="weights, not their average")
-    segments = parser.add_argument_group("panoptic, semantic, instance")
+    segments = parser.add_argument_group("panoptic, semantic, instance, detection")
     add = segments.add_argument
     add(
         "--vocabulary",
@@ -75,7 +108,22 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--stuff", type=_names, default=(), help="names without single objects, in the same way")
     add("--object-threshold", type=float, help="of panoptic segments, 0..1; default: the model's")
-    add("--minimum-score", type=float, default=0.3, help="of instances; default: %(default)s")
+    add(
+        "--minimum-score",
+        type=float,
+        default=0.3,
+        help="of instances and boxes; default: %(default)s",
+    )
+    boxes = parser.add_argument_group("detection, masks_of_boxes")
+    boxes.add_argument("--masks", action="store_true", help="of what is detected, too")
+    boxes.add_argument(
+        "--box",
+        type=_named_box,
+        action="append",
+        default=[],
+        metavar="NAME=X,Y,X,Y",
+        help="whose mask is wanted, in pixels; repeatable",
+    )
     captions = parser.add_argument_group("captioning, referring_captioning")
     captions.add_argument("--beams", type=int, default=1, help="1 is greedy")
     captions.add_argument("--max-tokens", type=int, help="default: the model's own")
@@ -101,12 +149,13 @@ def run(options: argparse.Namespace) -> ExitCode:
     is_search = options.task == "region_retrieval" or (
         options.task == "retrieval" and len(paths) > 1
     )
-    if is_search:
+    answering = _TASKS[options.task].answer
+    if is_search or answering is None:
         _search(options, paths, model, asked, broken)
     else:
         names = output_names(paths)
         for path, image in broken.read(with_progress(paths, options.task)):
-            answer = _answer(options.task, model, image, asked)
+            answer = answering(model, image, asked)
             header = {"image": str(path), "size_hw": list(image.shape[:2])}
             _write(options, f"{names[path]}_{options.task}", answer, header)
     broken.complain(len(paths))
@@ -114,10 +163,15 @@ def run(options: argparse.Namespace) -> ExitCode:
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.task in NEEDS_TEXT and not options.text:
+    if _TASKS[options.task].needs_text and not options.text:
         raise ConfigError(
             f"predict: task {options.task} needs at least one --text; got none. "
             'Add --text "what to look for".'
+        )
+    if options.task == "masks_of_boxes" and not options.box:
+        raise ConfigError(
+            "predict: task masks_of_boxes needs at least one --box; got none. "
+            "Add --box NAME=X,Y,X,Y in pixels, for example --box cat=10,20,110,220."
         )
     if options.task == "editing" and options.inpainting is None:
         raise ConfigError(
@@ -139,22 +193,39 @@ def _load(options: argparse.Namespace) -> Pretrained:
         model = load_pretrained(options.checkpoint, ema=not options.without_ema)
     except ModelCheckpointError as error:
         raise CheckpointError(str(error)) from error
-    if options.task not in SEGMENTATION and not isinstance(model, XDecoder):
-        raise ConfigError(
-            f"predict: a {type(model).__name__} knows no {options.task}; it segments. Ask for "
-            f"{', '.join(SEGMENTATION)}, or use an X-Decoder."
-        )
+    _check_family(options, model)
     return model.to(device)
+
+
+def _check_family(options: argparse.Namespace, model: Pretrained) -> None:
+    family = type(model).__name__
+    known = [task for task, each in _TASKS.items() if each.question in ANSWERED[family]]
+    if options.task not in known:
+        raise ConfigError(
+            f"predict: a {family} knows no {options.task}. Ask it for {', '.join(known)}, or use "
+            f"{_others(_TASKS[options.task].question)}."
+        )
+    if options.task == "detection" and options.text and "Grounding" not in ANSWERED[family]:
+        raise ConfigError(
+            f"predict: a {family} reads no phrases; got --text for detection. Leave it out, or use "
+            f"{_others('Grounding')}."
+        )
+
+
+def _others(question: str) -> str:
+    return " or ".join(f"an {name}" for name, kinds in ANSWERED.items() if question in kinds)
 
 
 def _asked(options: argparse.Namespace, model: Pretrained) -> Asked:
     is_edit = options.task == "editing"
     return Asked(
         texts=tuple(options.text),
-        vocabulary=_vocabulary(options, model) if options.task in SEGMENTATION else None,
+        boxes=tuple(options.box),
+        vocabulary=_vocabulary(options, model) if _takes_names(options) else None,
         fit=None if options.size is None else ImageFit(size_hw=options.size),
         object_threshold=options.object_threshold,
         minimum_score=options.minimum_score,
+        with_masks=options.masks,
         num_beams=options.beams,
         max_tokens=options.max_tokens,
         prompt=options.prompt,
@@ -162,6 +233,12 @@ def _asked(options: argparse.Namespace, model: Pretrained) -> Asked:
         if is_edit
         else None,
     )
+
+
+def _takes_names(options: argparse.Namespace) -> bool:
+    """Whether names are looked for; phrases alone are asked without those of training."""
+    is_about_phrases = options.task == "detection" and options.text and not options.vocabulary
+    return _TASKS[options.task].takes_names and not is_about_phrases
 
 
 def _vocabulary(options: argparse.Namespace, model: Pretrained) -> Vocabulary:
@@ -174,13 +251,6 @@ def _vocabulary(options: argparse.Namespace, model: Pretrained) -> Vocabulary:
         return vocabulary_of(model, Vocabulary(names=names, is_thing=kinds))
     except ValueError as error:
         raise ConfigError(f"{error} On the command line: --vocabulary a,b,c.") from error
-
-
-def _answer(task: str, model: Pretrained, image: ImageArray, asked: Asked) -> Answer:
-    if task in SEGMENTATION:
-        return SEGMENTATION[task](model, image, asked)
-    assert isinstance(model, XDecoder)
-    return LANGUAGE[task](model, image, asked)
 
 
 def _search(
@@ -215,6 +285,19 @@ def _save(picture: Image.Image, path: Path) -> None:
         picture.save(path)
     except OSError as error:
         raise DataError(f"{path}: must be a file that can be written; got {error}.") from error
+
+
+def _named_box(text: str) -> tuple[str, tuple[float, float, float, float]]:
+    name, _, numbers = text.rpartition("=")
+    try:
+        left, top, right, bottom = (float(number) for number in numbers.split(","))
+    except ValueError:
+        left, top, right, bottom = 0.0, 0.0, 0.0, 0.0
+    if not name.strip() or not (left < right and top < bottom):
+        raise argparse.ArgumentTypeError(
+            f"must be NAME=LEFT,TOP,RIGHT,BOTTOM in pixels, as in cat=10,20,110,220; got {text!r}"
+        )
+    return name.strip(), (left, top, right, bottom)
 
 
 def _names(text: str) -> tuple[str, ...]:

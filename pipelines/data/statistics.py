@@ -12,7 +12,8 @@ from rich.table import Table
 
 from pipelines.data.protection import removed_counts
 from pipelines.data.shards import Manifest, SplitInfo, read_manifest
-from pipelines.drawing import FAINT, INK, PAPER, class_colour, font
+from pipelines.drawing import FAINT, INK, PAPER, class_colour
+from pipelines.labels import font
 
 _SHOWN_CLASSES = 20
 # of the picture, in pixels
