@@ -104,46 +104,53 @@ def infer_openseed(state: Mapping[str, Tensor]) -> OpenSeeDConfig:
     encodes_finest = (
         _shape(state, _PIXELS + "input_projections.0.conv.weight", 4)[1] == backbone.dim
     )
-    vocabulary_size, text_dim = _shape(state, "text_encoder.token_embedding.weight", 2)
-    num_merges = vocabulary_size - _NUM_OTHER_TOKENS
-    shared_dim = _shape(state, "text_encoder.projection.weight", 2)[0]
     mask_dim, dim = _shape(state, _PIXELS + "mask_projection.weight", 4)[:2]
-    background = state.get("decoder.background_content.weight")
-    pixel_points = _shape(state, _PIXELS + "encoder.0.attention.attention_weights.weight", 2)[0]
-    points = _shape(state, _LAYER_0 + "cross_attention.attention_weights.weight", 2)[0]
+    points = _shape(state, _PIXELS + "encoder.0.attention.attention_weights.weight", 2)[0]
     return OpenSeeDConfig(
         dim=dim,
         mask_dim=mask_dim,
-        text_dim=text_dim,
-        shared_dim=shared_dim,
+        text_dim=_shape(state, "text_encoder.token_embedding.weight", 2)[1],
+        shared_dim=_shape(state, "text_encoder.projection.weight", 2)[0],
         backbone=backbone,
         pixel_decoder=PixelDecoderConfig(
             num_layers=count_layers(state, r"pixel_decoder\.encoder\.(\d+)\."),
             num_heads=NUM_HEADS,
             ffn_dim=_shape(state, _PIXELS + "encoder.0.ffn.linear1.weight", 2)[0],
-            num_points=pixel_points // (NUM_HEADS * num_levels),
+            num_points=points // (NUM_HEADS * num_levels),
             is_finest_first=True,
         ),
         pyramid=PyramidConfig(
             encodes_finest=encodes_finest,
             num_extra_levels=num_levels - _NUM_TRUNK_LEVELS - encodes_finest,
         ),
-        decoder=BoxDecoderConfig(
-            num_layers=count_layers(state, r"decoder\.layers\.(\d+)\."),
-            num_heads=NUM_HEADS,
-            ffn_dim=_shape(state, _LAYER_0 + "ffn.linear1.weight", 2)[0],
-            num_points=points // (NUM_HEADS * num_levels),
-            num_background=0 if background is None else len(background),
-            norms_twice=True,
-            proposal_sizes="against_stride",
-        ),
-        text=TextConfig(
-            num_layers=count_layers(state, r"text_encoder\.blocks\.(\d+)\."),
-            num_heads=NUM_HEADS,
-            context_length=_shape(state, "text_encoder.positions", 2)[0],
-            num_merges=None if num_merges == NUM_MERGES else num_merges,
-        ),
+        decoder=_infer_decoder(state, num_levels),
+        text=_infer_text(state),
         initial_logit_scale=1.0,
+    )
+
+
+def _infer_decoder(state: Mapping[str, Tensor], num_levels: int) -> BoxDecoderConfig:
+    background = state.get("decoder.background_content.weight")
+    points = _shape(state, _LAYER_0 + "cross_attention.attention_weights.weight", 2)[0]
+    return BoxDecoderConfig(
+        num_layers=count_layers(state, r"decoder\.layers\.(\d+)\."),
+        num_heads=NUM_HEADS,
+        ffn_dim=_shape(state, _LAYER_0 + "ffn.linear1.weight", 2)[0],
+        num_points=points // (NUM_HEADS * num_levels),
+        num_background=0 if background is None else len(background),
+        norms_twice=True,
+        proposal_sizes="against_stride",
+    )
+
+
+def _infer_text(state: Mapping[str, Tensor]) -> TextConfig:
+    vocabulary_size = _shape(state, "text_encoder.token_embedding.weight", 2)[0]
+    num_merges = vocabulary_size - _NUM_OTHER_TOKENS
+    return TextConfig(
+        num_layers=count_layers(state, r"text_encoder\.blocks\.(\d+)\."),
+        num_heads=NUM_HEADS,
+        context_length=_shape(state, "text_encoder.positions", 2)[0],
+        num_merges=None if num_merges == NUM_MERGES else num_merges,
     )
 
 
