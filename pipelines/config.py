@@ -248,19 +248,23 @@ class TrackingConfig:
 
     log_every: steps between log lines, the only moments at which losses leave the device.
     panels_every: steps between pictures of predictions, 0 = none.
+    task_norms_every: steps between measurements of each task's own gradient norm, 0 = none; such a
+    step has one more backward pass for each task.
     wandb: auto = online where a key and the server are there, else offline.
     """
 
     log_every: int = 10
     panels_every: int = 0
+    task_norms_every: int = 0
     wandb: Literal["off", "auto", "offline", "online"] = "off"
     wandb_project: str = "xdecoder"
 
     def __post_init__(self) -> None:
-        if self.log_every < 1 or self.panels_every < 0:
+        if self.log_every < 1 or min(self.panels_every, self.task_norms_every) < 0:
             raise ConfigError(
-                "tracking.log_every must be >= 1 and tracking.panels_every >= 0; "
-                f"got {self.log_every} and {self.panels_every}."
+                "tracking.log_every must be >= 1, tracking.panels_every and "
+                f"tracking.task_norms_every >= 0; got {self.log_every}, {self.panels_every} and "
+                f"{self.task_norms_every}."
             )
 
 
@@ -356,6 +360,12 @@ class RunConfig:
                 f"watch.spikes={self.watch.spikes} needs parallel.precision=bf16 or fp32; got "
                 "fp16, whose loss scale would fall at every step that is left out. Set "
                 "watch.spikes=log."
+            )
+        shards_weights = self.parallel.backend == "deepspeed" and self.parallel.zero_stage == 3
+        if self.tracking.task_norms_every and shards_weights:
+            raise ConfigError(
+                "tracking.task_norms_every needs whole weights on every rank; got "
+                "parallel.zero_stage=3. Set tracking.task_norms_every=0, or a lower stage."
             )
         self._check_family()
 

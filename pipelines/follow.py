@@ -148,7 +148,8 @@ def _curves(rows: Sequence[Row]) -> RenderableType:
     for name in ("", "last", "course"):
         table.add_column(name, justify="right" if name == "last" else "left")
     tasks = sorted({name for row in rows for name in row if name.startswith("loss/")})
-    for name in ("loss", *tasks, "gradient_norm", "learning_rate"):
+    norms = sorted({name for row in rows for name in row if name.startswith("grad_norm/")})
+    for name in ("loss", *tasks, "gradient_norm", *norms, "learning_rate"):
         values = [row[name] for row in rows if name in row]
         if values:
             table.add_row(name, f"{values[-1]:.4g}", curve(values))

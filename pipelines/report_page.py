@@ -240,6 +240,9 @@ def _curves(metrics: Rows, events: Rows) -> str:
         title = f"terms of {prefix.rstrip('/')}"
         if series:
             charts.append(line_chart(series, title=title, marks=marks, is_log=True))
+    norms = [_series(metrics, name) for name in names if name.startswith("grad_norm/")]
+    if norms:
+        charts.append(line_chart(norms, title="gradient norm by task", marks=marks, is_log=True))
     for name, title in (
         ("gradient_norm", "gradient norm before clipping"),
         ("learning_rate", "learning rate"),

@@ -8,7 +8,7 @@ at any stage and with any number of ranks.
     whole    the tensors that the pieces of all ranks make up; on the CPU of rank 0 alone
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -20,6 +20,8 @@ from xdecoder.losses.draws import UniformSource
 from xdecoder.tasks import MultiTask
 from xdecoder.tasks.base import Counts
 
+# is shown the loss terms of a micro-batch while nothing but the model hangs on their graph
+SeeTerms = Callable[[Mapping[str, Tensor]], None]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -29,7 +31,11 @@ class Backend(Protocol):
     loss_scale: LossScale | None
 
     def forward(
-        self, batches: Sequence[Batch], draws: UniformSource, counts: Counts | None
+        self,
+        batches: Sequence[Batch],
+        draws: UniformSource,
+        counts: Counts | None,
+        see: SeeTerms | None = None,
     ) -> dict[str, Tensor]:
         """Weighted loss terms of one micro-batch; `counts` as in `xdecoder.tasks.Task`."""
 
@@ -84,12 +90,19 @@ class TrainedModule(nn.Module):
         return self.losses.model
 
     def forward(
-        self, batches: Sequence[Batch], draws: UniformSource, counts: Counts | None
+        self,
+        batches: Sequence[Batch],
+        draws: UniformSource,
+        counts: Counts | None,
+        see: SeeTerms | None = None,
     ) -> dict[str, Tensor]:
         device_type = batches[0].images.device.type
         is_enabled = self.autocast_dtype is not None
         with torch.autocast(device_type, dtype=self.autocast_dtype, enabled=is_enabled):
-            return self.losses(batches, draws, counts)
+            terms = self.losses(batches, draws, counts)
+        if see is not None:
+            see(terms)
+        return terms
 
 
 def copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

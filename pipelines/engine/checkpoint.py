@@ -26,9 +26,10 @@ from pipelines.engine.checkpoint_files import (
 )
 from pipelines.engine.checkpoint_writer import Saved, Snapshot, Writer
 from pipelines.engine.distributed import Group
+from pipelines.engine.fence import Fence
 from pipelines.engine.generators import read_generators, write_generators
 from pipelines.engine.state import TrainState
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, PipelineError
 from pipelines.families import TrainedModel, build_model_of
 from pipelines.overrides import from_json, to_json
 from pipelines.prediction import prediction_of_run
@@ -47,10 +48,13 @@ class Checkpointer:
                     `--> write, hash, sync, rename --'
     """
 
-    def __init__(self, root: Path, *, config: RunConfig, group: Group) -> None:
+    def __init__(
+        self, root: Path, *, config: RunConfig, group: Group, fence: Fence | None = None
+    ) -> None:
         if group.place.is_main:
             root.mkdir(parents=True, exist_ok=True)
-        self._folders = CheckpointFolders(root, config.checkpoint)
+        check = None if fence is None else fence.check
+        self._folders = CheckpointFolders(root, config.checkpoint, check=check)
         self._config = config
         self._settings = settings_document(config.model, prediction_of_run(config))
         self._group = group
@@ -85,7 +89,7 @@ class Checkpointer:
         """Return once nothing is being written, whether it succeeded or not; asks no other rank."""
         try:
             self._join()
-        except CheckpointError:
+        except PipelineError:
             # the writer has logged it, and the run is ending of something else
             self._writer = None
 

@@ -1,22 +1,24 @@
 """Checkpoint folders that are complete or do not count.
 
-    .writing_step_00000100/   all ranks write their files here
-        MANIFEST.json         size and SHA-256 of every file
-        COMPLETE              SHA-256 of the manifest; written last
-    step_00000100/            the same folder, renamed in one instant
-    aside_step_00000200/      damaged, or of steps that are taken again: never read
-    latest -> step_00000100   the newest
-    best -> step_00000050     of the best metric, where checkpoint.keep_best names one
+    .writing_step_00000100.3f9a02c1/   of one process, which another start of the run never shares
+        MANIFEST.json                  size and SHA-256 of every file
+        COMPLETE                       SHA-256 of the manifest; written last
+    step_00000100/                     the same folder, renamed in one instant
+    aside_step_00000200/               damaged, or of steps that are taken again: never read
+    latest -> step_00000100            the newest
+    best -> step_00000050              of the best metric, where checkpoint.keep_best names one
 
-A process that dies at any point leaves either the whole `step_...` folder or none.
+A process that dies at any point leaves either the whole `step_...` folder or none. So does one that
+is still writing when another start of the run, on another node, takes the folder over.
 """
 
 import hashlib
 import json
 import logging
 import os
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -31,26 +33,48 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointFolders:
-    """The checkpoints of one run, newest first; methods that change files are for rank 0."""
+    """The checkpoints of one run, newest first; methods that change files are for rank 0.
 
-    def __init__(self, root: Path, retention: CheckpointConfig | None = None) -> None:
+    check: raises where another start of the run has taken over, before anything is changed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        retention: CheckpointConfig | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self.root = root
         self._retention = retention or CheckpointConfig()
+        self._check = check
+        self._token = secrets.token_hex(4)
 
     def writing(self, step: int) -> Path:
-        """Where the files of a checkpoint are written before it counts."""
-        return self.root / f".writing_{_name(step)}"
+        """Where this process writes the files of a checkpoint before it counts."""
+        return self.root / f".writing_{_name(step)}.{self._token}"
+
+    def require_ours(self) -> None:
+        """Return if this process may write here; else raise what `check` does."""
+        if self._check is not None:
+            self._check()
 
     def begin(self, step: int) -> None:
-        """Make an empty folder to write into, and remove what a dead process left behind."""
+        """Make an empty folder to write into, and remove what earlier processes left behind."""
+        self.require_ours()
         for leftover in self.root.glob(".writing_*"):
-            shutil.rmtree(leftover)
+            # one that still writes there adds files meanwhile, and finds its folder gone
+            shutil.rmtree(leftover, ignore_errors=True)
         self.writing(step).mkdir(parents=True)
 
     def commit(self, step: int) -> Path:
         """The folder that now counts as the checkpoint of `step`."""
         source, target = self.writing(step), self.root / _name(step)
         _seal(source)
+        self.require_ours()
+        if target.exists():
+            # of a start that was overtaken between its last check and its renaming
+            _set_aside(target)
         source.rename(target)
         _link(self.root, "latest", target.name)
         best = self._best()
@@ -91,9 +115,7 @@ class CheckpointFolders:
         """Take checkpoints of later steps out of the way: those steps are taken again."""
         for folder in self._folders():
             if step_of(folder) > step:
-                aside = folder.with_name(f"aside_{folder.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                folder.rename(aside)
+                _set_aside(folder)
 
     def _superfluous(self, best: Path | None) -> list[Path]:
         """What none of the rules of `CheckpointConfig` keeps."""
@@ -179,6 +201,12 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def _name(step: int) -> str:
     return f"step_{step:08d}"
+
+
+def _set_aside(folder: Path) -> None:
+    aside = folder.with_name(f"aside_{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
 
 
 def _seal(folder: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipelines.engine.checkpoint_files import CheckpointFolders, write_tensors
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, PipelineError
 
 _log = logging.getLogger(__name__)
 _ADVICE = {
@@ -53,7 +53,7 @@ class Writer:
         self, folders: CheckpointFolders, step: int, snapshot: Snapshot, *, began: float
     ) -> None:
         self._folders, self._step, self._snapshot, self._began = folders, step, snapshot, began
-        self._outcome: Saved | CheckpointError | None = None
+        self._outcome: Saved | PipelineError | None = None
         self._thread = threading.Thread(target=self._run, name=f"checkpoint of step {step}")
         self._thread.start()
 
@@ -67,19 +67,20 @@ class Writer:
 
         Raises:
             CheckpointError: the disk did not take it.
+            ConfigError: another start of the run has taken the folder over.
         """
         self._thread.join()
         assert self._outcome is not None
-        if isinstance(self._outcome, CheckpointError):
+        if isinstance(self._outcome, PipelineError):
             raise self._outcome
         return self._outcome
 
     def _run(self) -> None:
         try:
             folder = self._write()
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, PipelineError) as error:
             shutil.rmtree(self._folders.writing(self._step), ignore_errors=True)
-            self._outcome = self._explained(error)
+            self._outcome = self._cause(error)
             _log.error("%s", self._outcome)
         else:
             seconds = round(time.perf_counter() - self._began, 3)
@@ -96,6 +97,19 @@ class Writer:
         for name, text in self._snapshot.texts.items():
             (folder / name).write_text(text)
         return self._folders.commit(self._step)
+
+    def _cause(self, error: Exception) -> PipelineError:
+        """The error to end with; a start that was overtaken may find its files gone."""
+        if isinstance(error, PipelineError):
+            return error
+        try:
+            self._folders.require_ours()
+        except PipelineError as overtaken:
+            return overtaken
+        except OSError:
+            # the folder of the run is gone as well
+            return self._explained(error)
+        return self._explained(error)
 
     def _explained(self, error: Exception) -> CheckpointError:
         advice = _ADVICE.get(_error_number(error) or 0, "Look at the disk.")

@@ -33,6 +33,7 @@ from pipelines.engine.signals import StopFlag
 from pipelines.engine.skipped import SkippedSteps, poisoned, poisoned_unless_finite
 from pipelines.engine.spikes import SpikeWatch
 from pipelines.engine.state import TrainState
+from pipelines.engine.task_norms import Measurement, TaskNorms
 from pipelines.engine.utilisation import Utilisation
 from pipelines.engine.wall_time import WallTime
 from pipelines.engine.watchdog import Watchdog
@@ -59,6 +60,7 @@ class Surroundings:
     wall_time, fence: of the job and its run folder, on the main rank only. damage: what the stream
     could not use. skipped, spikes: what counts steps that were left out, and what judges losses.
     rollbacks: what takes the run back where a loss jumps, else such a step is only left out.
+    task_norms: what measures the gradients of single tasks.
     """
 
     group: Group
@@ -72,6 +74,7 @@ class Surroundings:
     skipped: SkippedSteps = field(default_factory=SkippedSteps)
     spikes: SpikeWatch | None = None
     rollbacks: Rollbacks | None = None
+    task_norms: TaskNorms | None = None
     watchdog: Watchdog | None = None
     utilisation: Utilisation | None = None
     fence: Fence | None = None
@@ -132,9 +135,10 @@ def train_step(
     counts = _mean_counts(losses, on_device)
     sums: dict[str, torch.Tensor] = {}
     is_spike, complaint = False, ""
+    measurement = _begin_measurement(state, around)
     for index, batches in enumerate(on_device):
         draws = Draws(config.seed, state.step * num_micro + index, rank)
-        terms, found = _terms(state, batches, draws, counts, config)
+        terms, found = _terms(state, batches, draws, counts, config, measurement)
         complaint = complaint or found
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach() / num_micro
@@ -159,6 +163,7 @@ def train_step(
         learning_rate=config.optimizer.learning_rate * factor,
         loss_scale=loss_scale,
         data_seconds=data_seconds,
+        task_norms=measurement.norms() if measurement else {},
         is_spike=is_spike,
         complaint=complaint,
     )
@@ -171,6 +176,7 @@ def _terms(
     draws: Draws,
     counts: Mapping[str, float] | None,
     config: RunConfig,
+    measurement: Measurement | None,
 ) -> tuple[Mapping[str, torch.Tensor], str]:
     """Loss terms of some batches; costs that cannot be matched are a loss that is not finite.
 
@@ -178,7 +184,7 @@ def _terms(
     Under DeepSpeed they end the run: there, every rank must use the same parameters in a step.
     """
     try:
-        return state.backend.forward(batches, draws, counts), ""
+        return state.backend.forward(batches, draws, counts, measurement), ""
     except NonFiniteCostError as error:
         complaint = str(error)
         if config.parallel.backend == "deepspeed":
@@ -189,6 +195,13 @@ def _terms(
             ) from error
     anchor = next(value for value in state.model.parameters() if value.requires_grad)
     return {"match/cost/0": anchor.sum() * torch.nan}, complaint
+
+
+def _begin_measurement(state: TrainState, around: Surroundings) -> Measurement | None:
+    if around.task_norms is None:
+        return None
+    scale = state.backend.loss_scale
+    return around.task_norms.begin(state.step + 1, loss_scale=scale.value if scale else 1.0)
 
 
 def sum_of(terms: Mapping[str, torch.Tensor]) -> torch.Tensor:

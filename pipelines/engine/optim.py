@@ -228,6 +228,11 @@ def clip_gradients(gradients: Sequence[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
+def norm_of(values: Tensor) -> Tensor:
+    """The norm of a flat tensor, summed as `FlatGradients.clip` sums it."""
+    return _norm(values.split(_NORM_PIECE))
+
+
 def _norm(pieces: Sequence[Tensor]) -> Tensor:
     return torch.stack(torch._foreach_norm(list(pieces))).norm()
 

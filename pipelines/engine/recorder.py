@@ -25,6 +25,7 @@ class StepRecord:
     keys: of the samples in this rank's batches. terms: weighted loss terms.
     loss_scale: that the gradients of this step had, in fp16; there a gradient norm that is not
     finite is no error but a step that was left out while the scale falls.
+    task_norms: of the gradients of single tasks, the same on every rank, of measured steps.
     is_spike: left out because its loss jumped. complaint: why a loss could not be computed.
     """
 
@@ -36,6 +37,7 @@ class StepRecord:
     learning_rate: float
     loss_scale: float | None = None
     data_seconds: float = 0.0
+    task_norms: Mapping[str, Tensor] = field(default_factory=dict)
     is_spike: bool = False
     complaint: str = ""
 
@@ -126,6 +128,8 @@ def _row(record: StepRecord, ranks: Sequence[Mapping[str, float]]) -> Row:
     }
     if record.loss_scale is not None:
         row["loss_scale"] = record.loss_scale
+    norms = {f"grad_norm/{task}": norm.item() for task, norm in record.task_norms.items()}
+    row |= {name: norm for name, norm in norms.items() if math.isfinite(norm)}
     if not math.isfinite(row["gradient_norm"]):
         row["gradient_norm"], row["left_out"] = 0.0, 1
     if not math.isfinite(row["loss"]):

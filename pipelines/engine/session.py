@@ -34,6 +34,7 @@ from pipelines.engine.signals import StopFlag
 from pipelines.engine.skipped import SkippedSteps
 from pipelines.engine.spikes import SpikeWatch
 from pipelines.engine.state import TrainState
+from pipelines.engine.task_norms import TaskNorms
 from pipelines.engine.torch_backend import TorchBackend
 from pipelines.engine.utilisation import build_utilisation
 from pipelines.engine.watchdog import Watchdog
@@ -88,7 +89,9 @@ def run(
     run_id, restart = _open_folder(config, request, group)
     fence = Fence(config.run_folder) if group.place.is_main else None
     with _log_file(config.run_folder, restart=restart, rank=group.place.rank):
-        checkpointer = Checkpointer(config.run_folder / "checkpoints", config=config, group=group)
+        checkpointer = Checkpointer(
+            config.run_folder / "checkpoints", config=config, group=group, fence=fence
+        )
         source, complaints = _choose_source(request, checkpointer)
         state, losses = _build_state(config, request, group=group, device=device)
         if source is not None:
@@ -117,6 +120,7 @@ def run(
             skipped=_count_skipped(config, state, events),
             spikes=_watch_spikes(config, state, group, events),
             rollbacks=_count_rollbacks(config, state, events),
+            task_norms=_measure_tasks(config, state, group),
             watchdog=_watch_rank(config, state, group, restart, events),
             utilisation=build_utilisation(device, config.parallel),
             fence=fence,
@@ -173,6 +177,18 @@ def _count_rollbacks(
         step=state.step,
         total=(state.data or {}).get("num_rollbacks", 0),
         tell=events.write if events else None,
+    )
+
+
+def _measure_tasks(config: RunConfig, state: TrainState, group: Group) -> TaskNorms | None:
+    every = config.tracking.task_norms_every
+    if not every:
+        return None
+    return TaskNorms(
+        state.model.parameters(),
+        every=every,
+        accumulation=config.parallel.accumulation,
+        group=group,
     )
 
 

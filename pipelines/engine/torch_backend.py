@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.config import OptimizerConfig
-from pipelines.engine.backend import TrainedModule, copy_to_host
+from pipelines.engine.backend import SeeTerms, TrainedModule, copy_to_host
 from pipelines.engine.distributed import ProcessPlace
 from pipelines.engine.loss_scale import LossScale
 from pipelines.engine.optim import (
@@ -54,9 +54,13 @@ class TorchBackend:
         self._accumulation = accumulation
 
     def forward(
-        self, batches: Sequence[Batch], draws: UniformSource, counts: Counts | None
+        self,
+        batches: Sequence[Batch],
+        draws: UniformSource,
+        counts: Counts | None,
+        see: SeeTerms | None = None,
     ) -> dict[str, Tensor]:
-        return self._module(batches, draws, counts)
+        return self._module(batches, draws, counts, see)
 
     def backward(self, loss: Tensor) -> None:
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value

@@ -80,6 +80,16 @@ def test_recipe_says_how_to_run_it_and_what_to_expect(name: str) -> None:
             "watch.spikes=rollback needs parallel.precision=bf16 or fp32; got fp16",
         ),
         (lambda: TrackingConfig(log_every=0), "tracking.log_every must be >= 1"),
+        (lambda: TrackingConfig(task_norms_every=-2), "task_norms_every >= 0; got 10, 0 and -2"),
+        (
+            lambda: RunConfig(
+                name="x",
+                steps=3,
+                tracking=TrackingConfig(task_norms_every=5),
+                parallel=ParallelConfig(backend="deepspeed", zero_stage=3),
+            ),
+            "task_norms_every needs whole weights on every rank; got parallel.zero_stage=3",
+        ),
         (lambda: RunConfig(name="x", steps=0), "steps must be >= 1; got 0"),
         (lambda: RunConfig(name="a/b", steps=3), "name must be one folder name; got 'a/b'"),
         (

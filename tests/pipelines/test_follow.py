@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> Path:
     ]
     rows[10] = {"step": 11, "left_out": 1, "gradient_norm": 0.0}
     timing = {"seconds_per_step": 10.0, "data_wait": 0.25, "images_per_second": 3.5}
-    rows[19] |= {**timing, "memory_gib": 7.5}
+    rows[19] |= {**timing, "memory_gib": 7.5, "grad_norm/seg": 0.75}
     write_lines(folder / "metrics.jsonl", rows)
     for rank, step, silence, stalled in ((0, 20, 2, 0.0), (1, 19, 3, 44.0), (2, 20, 200, 0.0)):
         heartbeat = Heartbeat(
@@ -85,6 +85,7 @@ def test_one_frame_has_what_a_person_watches(run: Path) -> None:
     # 19 steps of 10 s in 250 s
     assert "goodput 76 %  starts 2  rollbacks 2  left out 1" in lines[1]
     assert line_with(lines, "loss/seg").split()[:2] == ["loss/seg", "0.2"]
+    assert line_with(lines, "grad_norm/seg").split()[:2] == ["grad_norm/seg", "0.75"]
     event = line_with(lines, "skipped_step")
     assert "step 11" in event
     assert "secret" not in event

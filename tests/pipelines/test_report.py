@@ -1,8 +1,10 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,6 +187,20 @@ def test_restarts_are_where_the_start_changes() -> None:
     assert restarts(rows) == [(3.0, "restart 1"), (6.0, "restart 2")]
 
 
+def facts_of(*, metrics: list[dict[str, Any]], events: Sequence[dict[str, Any]] = ()) -> RunFacts:
+    return RunFacts(
+        name="night",
+        report={},
+        results={},
+        against="focalt-last",
+        metrics=metrics,
+        events=events,
+        config={},
+        environment={},
+        panels=[],
+    )
+
+
 def test_rollbacks_are_marked_once_and_their_keys_stay_out_of_the_page() -> None:
     event = {"event": "rollback", "step": 9, "to_step": 6, "num_rollbacks": 1, "sigmas": 8.5}
     # the second one was met again after a restart
@@ -193,18 +209,20 @@ def test_rollbacks_are_marked_once_and_their_keys_stay_out_of_the_page() -> None
         *({**event, "to_step": 12, "num_rollbacks": 2} for _ in range(2)),
     ]
     assert rollbacks(events) == [(6.0, "rollback 1"), (12.0, "rollback 2")]
-    facts = RunFacts(
-        name="night",
-        report={},
-        results={},
-        against="focalt-last",
-        metrics=[{"step": step, "loss": 9.0 / step} for step in range(1, 20)],
-        events=events,
-        config={},
-        environment={},
-        panels=[],
-    )
-    page = render_page(facts)
+    metrics = [{"step": step, "loss": 9.0 / step} for step in range(1, 20)]
+    page = render_page(facts_of(metrics=metrics, events=events))
     assert "rollback 2</text>" in page
     assert "to_step 12, num_rollbacks 2, sigmas 8.5" in page
     assert "secret" not in page
+
+
+def test_norms_of_tasks_share_a_chart() -> None:
+    metrics = [
+        {"step": step, "loss": 9.0, "grad_norm/caption": 2.0 * step, "grad_norm/seg": 3.0 / step}
+        for step in range(1, 20)
+    ]
+    page = render_page(facts_of(metrics=metrics))
+    chart = page.partition("gradient norm by task")[2].partition("</figure>")[0]
+    assert "caption" in chart
+    assert "seg" in chart
+    assert "gradient norm by task" not in render_page(facts_of(metrics=[{"step": 1, "loss": 9.0}]))

@@ -1,12 +1,17 @@
 """Two starts of one run at the same time, as after the loss of a node that was not lost."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
+from pipelines.engine import checkpoint_writer
+from pipelines.engine.checkpoint_files import CheckpointFolders, read_tensors, verify, write_tensors
+from pipelines.engine.checkpoint_writer import Snapshot, Writer
 from pipelines.engine.fence import Fence
 from pipelines.errors import ConfigError
 from pipelines.tracking.jsonl import read_events, read_metrics
@@ -45,3 +50,66 @@ def test_older_start_ends_without_writing_and_the_newer_one_is_not_disturbed(
     told = [(event["event"], event["restart"]) for event in read_events(tmp_path / "run")]
     assert told[-1] == ("failed", 0)
     assert ("finished", 1) in told
+
+
+class HeldBack:
+    """`write_tensors` that stops in the middle of the first checkpoint until it is let go on."""
+
+    def __init__(self) -> None:
+        self.is_inside, self.may_go_on = threading.Event(), threading.Event()
+
+    def __call__(self, path: Path, tensors: Any) -> None:
+        write_tensors(path, tensors)
+        if tensors["w"][0] == 1:
+            self.is_inside.set()
+            assert self.may_go_on.wait(timeout=60)
+
+
+def write(root: Path, value: float) -> Writer:
+    """Of one start of the run, which takes the folder over; the checkpoint of step 5."""
+    folders = CheckpointFolders(root, check=Fence(root.parent).check)
+    tensors = {name: {"w": torch.full((2,), value)} for name in ("a.safetensors", "b.safetensors")}
+    return Writer(folders, 5, Snapshot(tensors=tensors, texts={"state.json": "{}"}), began=0.0)
+
+
+def test_a_start_that_still_writes_cannot_disturb_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, held_back = tmp_path / "checkpoints", HeldBack()
+    root.mkdir()
+    monkeypatch.setattr(checkpoint_writer, "write_tensors", held_back)
+    older = write(root, 1.0)
+    assert held_back.is_inside.wait(timeout=60)
+    # the same step, while the older start is in the middle of its files
+    folder = write(root, 2.0).result().folder
+    held_back.may_go_on.set()
+    with pytest.raises(ConfigError, match="belongs to a newer start of this run"):
+        older.result()
+    verify(folder)
+    for name in ("a", "b"):
+        assert read_tensors(folder / f"{name}.safetensors")["w"].tolist() == [2.0, 2.0]
+    assert sorted(path.name for path in root.iterdir()) == ["latest", "step_00000005"]
+
+
+def test_a_start_that_is_overtaken_after_its_files_does_not_commit_them(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    older = CheckpointFolders(root, check=Fence(tmp_path).check)
+    older.begin(5)
+    write_tensors(older.writing(5) / "a.safetensors", {"w": torch.ones(2)})
+    Fence(tmp_path)
+    with pytest.raises(ConfigError, match="belongs to a newer start"):
+        older.commit(5)
+    assert not list(root.glob("step_*"))
+    with pytest.raises(ConfigError, match="belongs to a newer start"):
+        older.begin(6)
+
+
+def test_a_checkpoint_that_slipped_through_is_set_aside(tmp_path: Path) -> None:
+    root = tmp_path / "checkpoints"
+    for value in (1.0, 2.0):
+        folders = CheckpointFolders(root)
+        folders.begin(5)
+        write_tensors(folders.writing(5) / "a.safetensors", {"w": torch.full((2,), value)})
+        folders.commit(5)
+    assert read_tensors(root / "step_00000005" / "a.safetensors")["w"].tolist() == [2.0, 2.0]
+    assert (root / "aside_step_00000005").is_dir()

@@ -54,7 +54,12 @@ class TrapModel(nn.Module):
 
 
 class TrapLosses(nn.Module):
-    """is_divided: only rank 0 trains the rare head, which no sharded optimizer survives."""
+    """is_divided: only rank 0 trains the rare head, which no sharded optimizer survives.
+
+    tasks: those of `image_text` and `segmentation` that are trained; empty: both, as one.
+    """
+
+    tasks = ""
 
     def __init__(self, *, is_divided: bool) -> None:
         super().__init__()
@@ -82,6 +87,10 @@ class TrapLosses(nn.Module):
         # the first micro-batch of a step that has several, and every other step of one
         if int(batch.captions[0]) % 2 == 0 and is_mine:
             terms["image_text/rare/1"] = self.model.rare(features).square().mean()
+        if self.tasks:
+            terms["segmentation/class/0"] = terms.pop("image_text/class/0")
+            is_asked = self.tasks.split()
+            terms = {name: term for name, term in terms.items() if name.split("/")[0] in is_asked}
         return {name: term * loudness(batch) for name, term in terms.items()}
 
 
@@ -98,6 +107,8 @@ class Case:
 def trap_losses_of(case: Case) -> Any:
     def make(_config: RunConfig, _device: torch.device) -> Any:
         losses = TrapLosses(is_divided=case.trap == "divided").train()
+        if case.trap.startswith("tasks "):
+            losses.tasks = case.trap.removeprefix("tasks ")
         if case.trap == "scalar":
             losses.model.logit_scale = nn.Parameter(torch.ones(()))
         if case.trap == "large":
