@@ -38,19 +38,19 @@ def openseed_scenes() -> RunConfig:
     augment = AugmentConfig(flip_prob=0.5)
     return RunConfig(
         name="openseed_scenes",
-        steps=600,
+        steps=400,
         model=small(),
         losses=BoxLossConfig(
-            points=PointSampling(num_points=768, num_matching_points=256),
+            points=PointSampling(num_points=320, num_matching_points=256),
             templates=PLAIN_TEMPLATES,
             denoising=DenoisingConfig(num_queries=24),
         ),
         data=DataConfig(
             segmentation=SegmentationDataConfig(
-                shards=("data/scenes/shards",), batch_size=8, max_phrases=0, augment=augment
+                shards=("data/scenes/shards",), batch_size=6, max_phrases=0, augment=augment
             ),
             detection=DetectionDataConfig(
-                shards=("data/boxes/shards",), batch_size=8, augment=augment
+                shards=("data/boxes/shards",), batch_size=6, augment=augment
             ),
             image_text=ImageTextDataConfig(batch_size=0),
         ),
