@@ -22,18 +22,19 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.cli import main_of
-from pipelines.config import ParallelConfig, RunConfig
-from pipelines.engine.checkpoint import find_checkpoint, load_model
+from pipelines.config import ParallelConfig
 from pipelines.engine.distributed import Group, read_place
 from pipelines.engine.machine import choose_device
 from pipelines.errors import ConfigError, ExitCode
 from pipelines.evaluation.files.command import HELP, add_file_options, is_about_files, score
-from pipelines.evaluation.options import AS_RELEASED, EvaluationOptions, options_of_run
-from pipelines.evaluation.provenance import checkpoint_facts, config_hash
+from pipelines.evaluation.loading import Loaded, load_evaluated
+from pipelines.evaluation.options import AS_RELEASED, EvaluationOptions
+from pipelines.evaluation.provenance import checkpoint_facts
 from pipelines.evaluation.run import STAGES
 from pipelines.evaluation.sets import SETS, SUITES, chosen_sets, coco_data
 from pipelines.evaluation.suite import RESULTS_NAME, Evaluated, Job, run_jobs
 from pipelines.evaluation.table import rich_table
+from xdecoder.openseed.model import OpenSeeD
 
 _log = logging.getLogger(__name__)
 # on the split with pairs that training never shows
@@ -67,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("evaluate a model")
-    model.add_argument("--checkpoint", type=Path, help="run or checkpoint folder")
+    model.add_argument("--checkpoint", type=Path, help="run, checkpoint or converted folder")
     model.add_argument("--out", type=Path, help="folder for report.json; default: the checkpoint")
     model.add_argument("--stages", nargs="+", choices=STAGES, help="default: all that fit")
     model.add_argument("--max-images", type=int, help="of each split; default: all")
@@ -80,7 +81,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         help="whether nothing is a text of its own, or the last class; default: its own",
     )
     model.add_argument(
-        "--as-released", action="store_true", help="ask and count as the released X-Decoder does"
+        "--as-released", action="store_true", help="ask and count as the released program does"
     )
     model.add_argument("--without-controls", action="store_true", help="skip exchanged texts")
     model.add_argument("--without-ema", action="store_true", help="weights, not their average")
@@ -116,31 +117,30 @@ def run(options: argparse.Namespace) -> ExitCode | int:
     place = read_place(os.environ)
     device = choose_device(ParallelConfig(device=options.device), place)
     group = Group(place, is_cuda=device.type == "cuda")
-    folder = find_checkpoint(options.checkpoint)
-    model, config = load_model(folder, ema=not options.without_ema)
+    loaded = load_evaluated(options.checkpoint, ema=not options.without_ema)
     evaluated = Evaluated(
-        model=model.eval().to(device),
+        model=loaded.model.eval().to(device),
         group=group,
         facts={
-            "checkpoint": checkpoint_facts(folder),
-            "config_sha256": config_hash(config),
+            "checkpoint": checkpoint_facts(loaded.folder),
+            "config_sha256": loaded.config_sha256,
             "is_averaged": not options.without_ema,
         },
         is_quiet=options.quiet,
     )
     has_sets = options.suite or options.dataset
-    code = (_run_sets if has_sets else _run_folder)(evaluated, options, config)
+    code = (_run_sets if has_sets else _run_folder)(evaluated, options, loaded)
     group.close()
     return code
 
 
 def _run_folder(
-    evaluated: Evaluated, options: argparse.Namespace, config: RunConfig
+    evaluated: Evaluated, options: argparse.Namespace, loaded: Loaded
 ) -> ExitCode | int:
     """One's own folder: the figures of both splits in one flat report."""
     started = time.perf_counter()
-    root, split = _data_of(options, config)
-    settings = _settings_of(options, config, {})
+    root, split = _data_of(options, loaded)
+    settings = _settings_of(options, loaded, {})
     path = _report_path(options)
     splits = [(split, tuple(options.stages or STAGES))]
     if options.zero_shot_split:
@@ -172,9 +172,7 @@ def _run_folder(
     return ExitCode.FINISHED
 
 
-def _run_sets(
-    evaluated: Evaluated, options: argparse.Namespace, config: RunConfig
-) -> ExitCode | int:
+def _run_sets(evaluated: Evaluated, options: argparse.Namespace, loaded: Loaded) -> ExitCode | int:
     """Named sets, each on its own; the exit code tells whether one failed."""
     names = chosen_sets(options.suite, options.dataset)
     if options.data_root is None:
@@ -184,7 +182,7 @@ def _run_sets(
         Job(
             name=name,
             load=functools.partial(SETS[name].load, name, options.data_root),
-            options=_settings_of(options, config, SETS[name].settings),
+            options=_settings_of(options, loaded, SETS[name].settings),
             stages=tuple(s for s in SETS[name].stages if s in (options.stages or STAGES)),
             folder=out / name,
         )
@@ -236,18 +234,18 @@ def _as_zero_shot(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _data_of(options: argparse.Namespace, config: RunConfig) -> tuple[Path, str]:
-    root = options.root or (Path(config.evaluation.root) if config.evaluation.root else None)
+def _data_of(options: argparse.Namespace, loaded: Loaded) -> tuple[Path, str]:
+    root = options.root or (Path(loaded.root) if loaded.root else None)
     if root is None:
         raise ConfigError(
             "evaluate: needs a COCO-format folder; got neither --root nor evaluation.root of the "
             "run. Add --root DIR."
         )
-    return root, options.split or config.evaluation.split
+    return root, options.split or loaded.split
 
 
 def _settings_of(
-    options: argparse.Namespace, config: RunConfig, settings: Mapping[str, Any]
+    options: argparse.Namespace, loaded: Loaded, settings: Mapping[str, Any]
 ) -> EvaluationOptions:
     """What was asked for, over what the set fixes, over what fits the run."""
     asked = {
@@ -264,8 +262,11 @@ def _settings_of(
     given = {name: value for name, value in asked.items() if value is not None}
     if options.size:
         given |= {"shorter_px": 0, "longest_px": 0, "is_squashed": False}
-    released = AS_RELEASED if options.as_released else {}
-    return dataclasses.replace(options_of_run(config), **{**settings, **released, **given})
+    if isinstance(loaded.model, OpenSeeD):
+        # those of the sets are thresholds of probabilities, an OpenSeeD has similarities
+        settings = {key: value for key, value in settings.items() if key != "object_threshold"}
+    released = AS_RELEASED.get(type(loaded.model).__name__, {}) if options.as_released else {}
+    return dataclasses.replace(loaded.options, **{**settings, **released, **given})
 
 
 def _report_path(options: argparse.Namespace) -> Path:

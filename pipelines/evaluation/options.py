@@ -1,5 +1,6 @@
 """What a model sees of an image and how its answers are cut, as part of every protocol."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -7,19 +8,22 @@ from pipelines.config import RunConfig
 from pipelines.errors import ConfigError
 from pipelines.evaluation.images import fitted_size_hw
 from pipelines.evaluation.protocols import REFER_PER_SENTENCE, REFER_PROTOCOLS, REFER_XDECODER
-from xdecoder.mask_former.config import MaskFormerConfig
+from pipelines.prediction import prediction_of_run
 from xdecoder.postprocess import ResizeMode
+from xdecoder.prediction import PredictionConfig
 
 BoxScore = Literal["name", "name-and-mask"]
-# Source: MODEL.MASK_FORMER.TEST of the COCO configs of MaskFormer and Mask2Former
-_CLOSED_OBJECT_THRESHOLD = 0.8
-# how microsoft/X-Decoder v2.0 asks and counts, where that changes a number
-AS_RELEASED: dict[str, Any] = {
-    "refer_protocol": REFER_XDECODER,
-    "has_global_query": True,
-    "resize": "bicubic_antialias",
-    "max_caption_tokens": 50,
-    "batch_size": 1,
+# by family: how the released programs ask and count, where that changes a number
+# Source: microsoft/X-Decoder v2.0; IDEA-Research/OpenSeeD, openseed_model.py
+AS_RELEASED: Mapping[str, Mapping[str, Any]] = {
+    "XDecoder": {
+        "refer_protocol": REFER_XDECODER,
+        "has_global_query": True,
+        "resize": "bicubic_antialias",
+        "max_caption_tokens": 50,
+        "batch_size": 1,
+    },
+    "OpenSeeD": {"resize": "bicubic_antialias", "box_score": "name-and-mask", "batch_size": 1},
 }
 
 
@@ -117,16 +121,26 @@ class EvaluationOptions:
 
 
 def options_of_run(config: RunConfig) -> EvaluationOptions:
-    """The options that fit what a run was trained on: its image sizes."""
-    options = EvaluationOptions(
-        size_hw=config.data.segmentation.size_hw,
-        text_size_hw=config.data.image_text.size_hw,
-        max_images=config.evaluation.max_images,
-    )
-    if not isinstance(config.model, MaskFormerConfig):
-        return options
-    return replace(
-        options,
-        object_threshold=_CLOSED_OBJECT_THRESHOLD,
-        keeps_faint_pixels=config.model.decoder.kind == "detr",
+    """The options that fit what a run was trained on: its image sizes and templates."""
+    own = options_of_prediction(prediction_of_run(config))
+    return replace(own, max_images=config.evaluation.max_images)
+
+
+def options_of_prediction(own: PredictionConfig) -> EvaluationOptions:
+    """The options that ask a model as it wants to be asked."""
+    seen, read = own.segmentation, own.text
+    keeps_size = seen.kind == "shorter_side"
+    return EvaluationOptions(
+        size_hw=seen.size_hw,
+        shorter_px=min(seen.size_hw) if keeps_size else 0,
+        longest_px=max(seen.size_hw) if keeps_size else 0,
+        text_size_hw=read.size_hw,
+        is_squashed=read.kind == "exact",
+        object_threshold=own.object_threshold,
+        overlap_threshold=own.overlap_threshold,
+        keeps_faint_pixels=own.keeps_faint_pixels,
+        max_caption_tokens=own.max_caption_tokens,
+        templates=own.templates,
+        has_global_query=own.has_global_query,
+        resize=own.mask_resize,
     )

@@ -98,9 +98,9 @@ class TrainingPanels:
 def draw_example(predictor: Predictor, example: Example, vocabulary: Vocabulary) -> Image.Image:
     """One row of panels for one image."""
     found = predictor.segment([example.image], vocabulary)[0]
-    reads_text = not isinstance(predictor, MaskPredictor)
+    reads_phrases = not isinstance(predictor, MaskPredictor)
     image = enlarged(example.image)
-    if reads_text:
+    if not isinstance(predictor, SegmentsOnly):
         image = with_strip(image, predictor.caption([example.image])[0] or "–", kicker="caption")
     pictures = [
         image,
@@ -108,7 +108,7 @@ def draw_example(predictor: Predictor, example: Example, vocabulary: Vocabulary)
         draw_segments(example.image, found_segments(found, vocabulary)),
     ]
     titles = ["image", "truth", "prediction"]
-    if example.phrase and reads_text:
+    if example.phrase and reads_phrases:
         region = predictor.refer(example.image, [example.phrase])[0]
         described = draw_region(example.image, region, truth=example.region)
         pictures.append(with_strip(described, example.phrase, kicker="phrase"))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 _README = "microsoft/X-Decoder README"
 _MMDET = "open-mmlab/mmdetection projects/XDecoder"
+_OPENSEED = "IDEA-Research/OpenSeeD, figures in the repository; OpenSeeD, arXiv 2303.08131"
 _PAPER = "X-Decoder, arXiv 2212.11270"
 
 
@@ -21,13 +22,15 @@ class Column:
     heading: str
 
 
-# the order of the paper: task-specific transfer first, then zero-shot segmentation
+# the order of X-Decoder's paper: task-specific transfer first, then zero-shot segmentation
 COLUMNS: tuple[Column, ...] = (
     Column(data_set="ade20k-panoptic", key="pq", heading="ADE PQ"),
     Column(data_set="ade20k-instance", key="ap", heading="ADE AP"),
+    Column(data_set="ade20k-instance", key="box_ap", heading="ADE box AP"),
     Column(data_set="ade20k-panoptic", key="miou", heading="ADE mIoU"),
     Column(data_set="coco-panoptic", key="pq", heading="COCO PQ"),
     Column(data_set="coco-panoptic", key="ap", heading="COCO AP"),
+    Column(data_set="coco-panoptic", key="box_ap", heading="COCO box AP"),
     Column(data_set="coco-panoptic", key="miou", heading="COCO mIoU"),
     Column(data_set="refcocog-umd-val", key="refer_ciou", heading="RefCOCOg cIoU"),
     Column(data_set="coco-karpathy", key="retrieval_full_t2i_r1", heading="COCO IR@1"),
@@ -111,6 +114,26 @@ PUBLISHED: Mapping[str, PublishedModel] = {
             "Scan-40 mIoU": 29.7,
         },
         protocol_note="VOC with only the classes that occur in the image",
+    ),
+    "openseed-T": PublishedModel(
+        source=_OPENSEED,
+        figures={
+            "ADE PQ": 19.8, "ADE AP": 14.1, "ADE box AP": 17.0, "ADE mIoU": 22.9,
+            "COCO PQ": 55.4, "COCO AP": 47.6, "COCO box AP": 52.0, "COCO mIoU": 64.0,
+            "Scan-20 mIoU": 45.1, "Cityscapes mIoU": 46.1, "Cityscapes AP": 26.2,
+            "Cityscapes PQ": 37.3, "BDD mIoU": 44.8, "BDD PQ": 17.2,
+        },
+        protocol_note="boxes ranked by name and mask",
+    ),
+    "openseed-L": PublishedModel(
+        source=_OPENSEED,
+        figures={
+            "ADE PQ": 19.7, "ADE AP": 15.0, "ADE box AP": 17.7, "ADE mIoU": 23.4,
+            "COCO PQ": 59.5, "COCO AP": 53.2, "COCO box AP": 58.2, "COCO mIoU": 68.6,
+            "Scan-20 mIoU": 48.7, "Cityscapes mIoU": 47.8, "Cityscapes AP": 33.2,
+            "Cityscapes PQ": 41.4, "BDD mIoU": 47.4, "BDD PQ": 19.4,
+        },
+        protocol_note="boxes ranked by name and mask",
     ),
 }  # fmt: skip
 

@@ -197,6 +197,13 @@ SETS: Mapping[str, EvaluationSet] = {
         settings={**_BDD_SIZE, **_OPEN},
     ),
     "bdd10k-semantic": _labelled("bdd10k", "val", "bdd100k", _BDD_SIZE),
+    "objects365": EvaluationSet(
+        source="objects365",
+        split="val",
+        folder="objects365",
+        stages=_SEGMENTATION,
+        settings=_COCO_SIZE,
+    ),
     "refcocog-umd-val": _refer("refcocog", "val", "umd"),
     "refcocog-umd-test": _refer("refcocog", "test", "umd"),
     "refcocog-google-val": _refer("refcocog", "val", "google"),
@@ -245,6 +252,16 @@ SUITES: Mapping[str, tuple[str, ...]] = {
     "refcoco": _REFERRING,
     "text": ("coco-karpathy", "flickr30k"),
     "paper": ("ade20k-panoptic", "coco-panoptic", "refcocog-umd-val", "coco-karpathy", "flickr30k"),
+    "openseed": (
+        "coco-panoptic",
+        "ade20k-panoptic",
+        "ade20k-instance",
+        "cityscapes",
+        "bdd10k-panoptic",
+        "bdd10k-semantic",
+        "scannet-20",
+        "objects365",
+    ),
     "scenes": ("scenes", "scenes-zeroshot"),
 }
 
