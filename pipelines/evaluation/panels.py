@@ -1,7 +1,7 @@
 """Pictures of what a model sees: image, truth and prediction side by side."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,10 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import nn
 
+from pipelines.box_drawing import DrawnBox, draw_boxes
 from pipelines.data.coco import CocoRecord, CocoSplit, decode_mask
 from pipelines.drawing import (
     DrawnSegment,
-    box_region,
     class_colour,
     contact_sheet,
     draw_region,
@@ -24,21 +24,33 @@ from pipelines.drawing import (
 from pipelines.evaluation.images import read_image
 from pipelines.evaluation.mask_predictor import MaskPredictor
 from pipelines.evaluation.options import EvaluationOptions
-from pipelines.evaluation.predictor import FoundSegments, ImageArray, Predictor
+from pipelines.evaluation.predictor import (
+    FoundSegments,
+    ImageArray,
+    Predictor,
+    SegmentsOnly,
+)
 from pipelines.evaluation.predictors import predictor_of
 from pipelines.evaluation.sets import EvaluationData
 from pipelines.evaluation.truth import has_segments, true_map
 from pipelines.families import TrainedModel
 from xdecoder.batch import Batch, DetectionBatch, SegmentationBatch, Vocabulary
 
+# boxes that are less sure are not drawn
+_SURE = 0.3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """An image with what is known about it, as far as a picture shows it."""
+    """An image with what is known about it, as far as a picture shows it.
+
+    boxes: None where segments are what is known.
+    """
 
     name: str
     image: ImageArray
-    segments: tuple[DrawnSegment, ...]
+    segments: tuple[DrawnSegment, ...] = ()
+    boxes: tuple[DrawnBox, ...] | None = None
     phrase: str = ""
     region: Bool[np.ndarray, "h w"] | None = None
     caption: str = ""
@@ -102,11 +114,15 @@ def draw_example(predictor: Predictor, example: Example, vocabulary: Vocabulary)
     image = enlarged(example.image)
     if not isinstance(predictor, SegmentsOnly):
         image = with_strip(image, predictor.caption([example.image])[0] or "–", kicker="caption")
-    pictures = [
-        image,
-        draw_segments(example.image, example.segments),
-        draw_segments(example.image, found_segments(found, vocabulary)),
-    ]
+    predicted = found_segments(found, vocabulary)
+    if example.boxes is None:
+        truth = draw_segments(example.image, example.segments)
+        prediction = draw_segments(example.image, predicted)
+    else:
+        truth = draw_boxes(example.image, example.boxes)
+        boxes = _found_boxes(found, vocabulary)
+        prediction = draw_boxes(example.image, boxes, regions=predicted)
+    pictures = [image, truth, prediction]
     titles = ["image", "truth", "prediction"]
     if example.phrase and reads_phrases:
         region = predictor.refer(example.image, [example.phrase])[0]
@@ -114,6 +130,19 @@ def draw_example(predictor: Predictor, example: Example, vocabulary: Vocabulary)
         pictures.append(with_strip(described, example.phrase, kicker="phrase"))
         titles.append("what the phrase means (green line: truth)")
     return side_by_side(pictures, titles, heading=example.name)
+
+
+def _found_boxes(found: FoundSegments, vocabulary: Vocabulary) -> list[DrawnBox]:
+    """Predicted boxes as they are drawn, the surest last."""
+    return [
+        DrawnBox(
+            box_xyxy_px=(x, y, x + width, y + height),
+            label=f"{vocabulary.names[class_id]} {score:.2f}",
+            colour=class_colour(class_id),
+        )
+        for class_id, score, (x, y, width, height) in reversed(found.boxes or ())
+        if score >= _SURE
+    ]
 
 
 def found_segments(found: FoundSegments, vocabulary: Vocabulary) -> list[DrawnSegment]:
@@ -170,31 +199,38 @@ def _true_segments(record: CocoRecord, split: CocoSplit) -> list[DrawnSegment]:
 
 def _example_of_batch(batch: SegmentationBatch | DetectionBatch, index: int) -> Example:
     height, width = batch.valid_sizes_hw[index]
-    image = batch.images[index, :, :height, :width].permute(1, 2, 0)  # [h, w, 3]
-    example = Example(
-        name=batch.keys[index],
-        image=image.round().clamp(0, 255).byte().cpu().numpy(),
-        segments=tuple(_drawn(_regions_of_batch(batch, index), batch.vocabulary)),
-    )
-    if isinstance(batch, DetectionBatch) or not batch.phrases[index].phrases:
-        return example
-    phrases = batch.phrases[index]
-    region = phrases.masks[0, :height, :width].cpu().numpy()
-    return replace(example, phrase=phrases.phrases[0], region=region)
-
-
-def _regions_of_batch(
-    batch: SegmentationBatch | DetectionBatch, index: int
-) -> list[tuple[int, Bool[np.ndarray, "h w"]]]:
-    height, width = batch.valid_sizes_hw[index]
+    pixels = batch.images[index, :, :height, :width].permute(1, 2, 0)  # [h, w, 3]
+    image = pixels.round().clamp(0, 255).byte().cpu().numpy()
+    name = batch.keys[index]
     if isinstance(batch, DetectionBatch):
-        boxes = batch.boxes[index]
-        pairs = zip(boxes.class_ids.tolist(), boxes.boxes_xyxy_px.tolist(), strict=True)
-        return [(class_id, box_region(box, (height, width))) for class_id, box in pairs]
-    targets = batch.segments[index]
-    return [
+        return Example(name=name, image=image, boxes=tuple(_boxes_of_batch(batch, index)))
+    targets, phrases = batch.segments[index], batch.phrases[index]
+    regions = [
         (int(class_id), mask[:height, :width].cpu().numpy())
         for class_id, mask in zip(targets.class_ids, targets.masks, strict=True)
+    ]
+    region = phrases.masks[0, :height, :width].cpu().numpy() if phrases.phrases else None
+    return Example(
+        name=name,
+        image=image,
+        segments=tuple(_drawn(regions, batch.vocabulary)),
+        phrase=phrases.phrases[0] if phrases.phrases else "",
+        region=region,
+    )
+
+
+def _boxes_of_batch(batch: DetectionBatch, index: int) -> list[DrawnBox]:
+    targets = batch.boxes[index]
+    corners = targets.boxes_xyxy_px.tolist()
+    return [
+        DrawnBox(
+            box_xyxy_px=(left, top, right, bottom),
+            label=batch.vocabulary.names[class_id],
+            colour=class_colour(class_id),
+        )
+        for class_id, (left, top, right, bottom) in zip(
+            targets.class_ids.tolist(), corners, strict=True
+        )
     ]
 
 
