@@ -6,7 +6,6 @@ stay fine. The same input gives the same pixels.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -104,14 +103,6 @@ def draw_segments(
     if not with_labels:
         return picture
     return _labelled(picture, segments, regions)
-
-
-def box_region(box_xyxy_px: Sequence[float], size_hw: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """The pixels whose centres lie in a box, as a region to draw."""
-    left, top, right, bottom = (max(0, ceil(value - 0.5)) for value in box_xyxy_px)
-    region = np.zeros(size_hw, bool)
-    region[top:bottom, left:right] = True
-    return region
 
 
 def draw_region(

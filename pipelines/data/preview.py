@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipelines.box_drawing import DrawnBox, draw_boxes
 from pipelines.data.collate import (
     DetectionSample,
     ImageTextSample,
@@ -25,7 +26,6 @@ from pipelines.data.decode import decode_annotations
 from pipelines.data.shards import Manifest, RawSample, read_index, read_manifest, read_sample
 from pipelines.drawing import (
     DrawnSegment,
-    box_region,
     class_colour,
     contact_sheet,
     draw_region,
@@ -133,17 +133,19 @@ def _captioned(sample: ImageTextSample) -> list[Image.Image]:
 
 def _boxed(sample: DetectionSample, vocabulary: Vocabulary) -> Image.Image:
     names = things_of(vocabulary).names
-    boxes = zip(sample.boxes.class_ids.tolist(), sample.boxes.boxes_xyxy_px.tolist(), strict=True)
+    corners = sample.boxes.boxes_xyxy_px.tolist()
     drawn = [
-        DrawnSegment(
-            region=box_region(box, sample.valid_hw),
+        DrawnBox(
+            box_xyxy_px=(left, top, right, bottom),
             label=names[class_id],
             colour=class_colour(vocabulary.names.index(names[class_id])),
         )
-        for class_id, box in boxes
+        for class_id, (left, top, right, bottom) in zip(
+            sample.boxes.class_ids.tolist(), corners, strict=True
+        )
     ]
     text = f"{len(drawn)} boxes, {sample.valid_hw[0]} x {sample.valid_hw[1]}"
-    return with_strip(draw_segments(_pixels(sample), drawn), text, kicker="boxes")
+    return with_strip(draw_boxes(_pixels(sample), drawn), text, kicker="boxes")
 
 
 def _segmented(
