@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipelines.config import RunConfig
 from pipelines.engine.checkpoint_files import CheckpointFolders, write_tensors
@@ -17,6 +18,7 @@ from pipelines.recipes import RECIPES
 from pipelines.scenes.dataset import ScenesRequest, write_scenes
 from xdecoder.build import build_model
 from xdecoder.model import XDecoder
+from xdecoder.openseed.build import build_openseed
 from xdecoder.pretrained import settings_document
 
 SCENES_HW = (48, 80)
@@ -61,22 +63,35 @@ def tiny_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_config: RunConfig, tiny_model: XDecoder
 ) -> Path:
     """A run folder with one checkpoint, two starts in its metrics, and events."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    folders = CheckpointFolders(folder / "checkpoints")
-    writing = folders.writing(7)
-    folders.begin(7)
-    write_tensors(writing / "model.safetensors", tiny_model.state_dict())
-    (writing / "state.json").write_text(json.dumps({"step": 7}))
-    (writing / "config.resolved.json").write_text(json.dumps(to_json(tiny_config)))
-    document = settings_document(tiny_config.model, prediction_of_run(tiny_config))
-    (writing / "config.json").write_text(json.dumps(document))
-    folders.commit(7)
+    folder = _checkpointed(tmp_path_factory.mktemp("runs") / "tiny", tiny_config, tiny_model)
     (folder / "config.resolved.json").write_text(json.dumps(to_json(tiny_config)))
     (folder / "environment.json").write_text(json.dumps({"torch": "2.x", "device": "cpu"}))
     _write_lines(folder / "metrics.jsonl", [_row(step) for step in range(1, 8)])
     starts = [{"time": 10.0 + 5 * n, "event": "start", "restart": n, "step": 3 * n} for n in (0, 1)]
     _write_lines(folder / "events.jsonl", starts)
     return folder
+
+
+@pytest.fixture(scope="session")
+def boxes_config(scenes_root: Path) -> RunConfig:
+    """The recipe of an OpenSeeD on the scenes with a random backbone, at their size."""
+    config = RECIPES["openseed_scenes"]()
+    segmentation = dataclasses.replace(config.data.segmentation, size_hw=SCENES_HW)
+    backbone = dataclasses.replace(config.model.backbone, weights="random")
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, segmentation=segmentation),
+        model=dataclasses.replace(config.model, backbone=backbone),
+        evaluation=dataclasses.replace(config.evaluation, root=str(scenes_root)),
+    )
+
+
+@pytest.fixture(scope="session")
+def boxes_run(tmp_path_factory: pytest.TempPathFactory, boxes_config: RunConfig) -> Path:
+    """A run folder with one checkpoint of an untrained OpenSeeD."""
+    torch.manual_seed(0)
+    model = build_openseed(boxes_config.model)
+    return _checkpointed(tmp_path_factory.mktemp("runs") / "boxes", boxes_config, model)
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +118,19 @@ def vqa_root(tmp_path_factory: pytest.TempPathFactory, scenes_root: Path) -> Pat
         (root / f"{names[0]}.json").write_text(json.dumps({"questions": questions}))
         (root / f"{names[1]}.json").write_text(json.dumps({"annotations": annotations}))
     return root
+
+
+def _checkpointed(folder: Path, config: RunConfig, model: nn.Module) -> Path:
+    folders = CheckpointFolders(folder / "checkpoints")
+    writing = folders.writing(7)
+    folders.begin(7)
+    write_tensors(writing / "model.safetensors", model.state_dict())
+    (writing / "state.json").write_text(json.dumps({"step": 7}))
+    (writing / "config.resolved.json").write_text(json.dumps(to_json(config)))
+    document = settings_document(config.model, prediction_of_run(config))
+    (writing / "config.json").write_text(json.dumps(document))
+    folders.commit(7)
+    return folder
 
 
 def _row(step: int) -> dict[str, float]:

@@ -36,10 +36,15 @@ def test_every_task_has_a_command() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_every_program_runs(
-    program: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    program: str,
+    tiny_run: Path,
+    boxes_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo").symlink_to(tiny_run)
+    (tmp_path / "runs" / "boxes").symlink_to(boxes_run)
     (tmp_path / "photos").mkdir()
     for name in ("photo.jpg", "photos/other.png"):
         Image.effect_noise((90, 50), 60).convert("RGB").save(tmp_path / name)
