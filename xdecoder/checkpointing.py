@@ -11,15 +11,25 @@ from xdecoder.decoder import MaskedLayer
 from xdecoder.mask_former.decoders import DetrLayer
 from xdecoder.openseed.decoder import DeformableBoxLayer
 from xdecoder.pixel_decoder import DeformableEncoderLayer, EncoderLayer
+from xdecoder.text.encoder import TextBlock
 
-_BLOCKS = (EncoderLayer, DeformableEncoderLayer, MaskedLayer, DetrLayer, DeformableBoxLayer)
+_BLOCKS = (
+    EncoderLayer,
+    DeformableEncoderLayer,
+    MaskedLayer,
+    DetrLayer,
+    DeformableBoxLayer,
+    # an OpenSeeD reads hundreds of names in every step
+    TextBlock,
+)
 
 
 def checkpoint_activations(model: nn.Module) -> int:
     """How many blocks of a model now run again in the backward pass, in training.
 
-    The blocks of the trunk where it can, every layer of the pixel decoder's encoder and of the
-    decoder. Losses and gradients stay what they are; random numbers are drawn again alike.
+    The blocks of the trunk where it can, every layer of the text encoder, of the pixel decoder's
+    encoder and of the decoder. Losses and gradients stay what they are; random numbers are drawn
+    again alike.
     """
     count = 0
     for module in model.modules():
