@@ -9,20 +9,33 @@ at any stage and with any number of ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipelines.engine.loss_scale import LossScale
+from pipelines.engine.skipped import poisoned
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
+from xdecoder.losses.matching import NonFiniteCostError
 from xdecoder.tasks import MultiTask
 from xdecoder.tasks.base import Counts
 
-# is shown the loss terms of a micro-batch while nothing but the model hangs on their graph
-SeeTerms = Callable[[Mapping[str, Tensor]], None]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """What the forward passes of one step leave besides loss terms.
+
+    measure: is shown the terms while nothing but the model hangs on their graph. complaint: why
+    terms must not be trained on, else empty; one of them is not finite then.
+    """
+
+    measure: Callable[[Mapping[str, Tensor]], None] | None = None
+    complaint: str = ""
 
 
 class Backend(Protocol):
@@ -35,7 +48,7 @@ class Backend(Protocol):
         batches: Sequence[Batch],
         draws: UniformSource,
         counts: Counts | None,
-        see: SeeTerms | None = None,
+        seen: Seen | None = None,
     ) -> dict[str, Tensor]:
         """Weighted loss terms of one micro-batch; `counts` as in `xdecoder.tasks.Task`."""
 
@@ -94,15 +107,30 @@ class TrainedModule(nn.Module):
         batches: Sequence[Batch],
         draws: UniformSource,
         counts: Counts | None,
-        see: SeeTerms | None = None,
+        seen: Seen | None = None,
     ) -> dict[str, Tensor]:
         device_type = batches[0].images.device.type
         is_enabled = self.autocast_dtype is not None
         with torch.autocast(device_type, dtype=self.autocast_dtype, enabled=is_enabled):
-            terms = self.losses(batches, draws, counts)
-        if see is not None:
-            see(terms)
+            terms, complaint = self._terms(batches, draws, counts)
+        if seen is not None:
+            seen.complaint = seen.complaint or complaint
+            if seen.measure is not None:
+                seen.measure(terms)
         return terms
+
+    def _terms(
+        self, batches: Sequence[Batch], draws: UniformSource, counts: Counts | None
+    ) -> tuple[dict[str, Tensor], str]:
+        """Terms, and why they must not be trained on; their sum is not finite then.
+
+        That rank's backward pass still reaches what it reaches on the others, as ZeRO needs.
+        """
+        try:
+            return self.losses(batches, draws, counts), ""
+        except NonFiniteCostError as error:
+            first = next(iter(error.terms))
+            return error.terms | {first: poisoned(error.terms[first])}, str(error)
 
 
 def copy_to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

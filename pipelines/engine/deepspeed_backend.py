@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipelines.config import OptimizerConfig, ParallelConfig
-from pipelines.engine.backend import SeeTerms, TrainedModule
+from pipelines.engine.backend import Seen, TrainedModule
 from pipelines.engine.loss_scale import LossScale
 from pipelines.engine.optim import (
     BUCKET_VALUES,
@@ -93,13 +93,13 @@ class DeepSpeedBackend:
         batches: Sequence[Batch],
         draws: UniformSource,
         counts: Counts | None,
-        see: SeeTerms | None = None,
+        seen: Seen | None = None,
     ) -> dict[str, Tensor]:
         # before: ZeRO-3 would gather the weights of other modules on other ranks
         _require_same([batch.task for batch in batches], "tasks", batches[0].images.device)
-        # `see` goes in, because what comes out has hooks that take any gradient for a backward
+        # `seen` goes in, because what comes out has hooks that take any gradient for a backward
         with _linear_layer(self._linear):
-            terms = self._engine(batches, draws, counts, see)
+            terms = self._engine(batches, draws, counts, seen)
         _require_same(list(terms), "loss terms", batches[0].images.device)
         return terms
 

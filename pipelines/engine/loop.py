@@ -21,6 +21,7 @@ from torch import nn
 from pipelines.config import RunConfig
 from pipelines.data.mixture import num_drawn
 from pipelines.data.tolerance import DamageCount
+from pipelines.engine.backend import Seen
 from pipelines.engine.checkpoint import Checkpointer
 from pipelines.engine.distributed import Group
 from pipelines.engine.fence import Fence
@@ -37,12 +38,11 @@ from pipelines.engine.task_norms import Measurement, TaskNorms
 from pipelines.engine.utilisation import Utilisation
 from pipelines.engine.wall_time import WallTime
 from pipelines.engine.watchdog import Watchdog
-from pipelines.errors import ExitCode, NonFiniteLossError
+from pipelines.errors import ExitCode
 from pipelines.tracking.base import Tracker
 from pipelines.tracking.jsonl import EventLog
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import Draws
-from xdecoder.losses.matching import NonFiniteCostError
 from xdecoder.tasks import MultiTask
 
 Stream = Iterator[tuple[Sequence[Batch], dict[str, Any]]]
@@ -134,12 +134,12 @@ def train_step(
     on_device = [to_device(tuple(batches), around.device) for batches, _ in micro_batches]
     counts = _mean_counts(losses, on_device)
     sums: dict[str, torch.Tensor] = {}
-    is_spike, complaint = False, ""
+    is_spike = False
     measurement = _begin_measurement(state, around)
+    seen = Seen(measure=measurement)
     for index, batches in enumerate(on_device):
         draws = Draws(config.seed, state.step * num_micro + index, rank)
-        terms, found = _terms(state, batches, draws, counts, config, measurement)
-        complaint = complaint or found
+        terms = state.backend.forward(batches, draws, counts, seen)
         for name, term in terms.items():
             sums[name] = sums.get(name, 0) + term.detach() / num_micro
         loss = poisoned_unless_finite(sum_of(terms))
@@ -165,36 +165,9 @@ def train_step(
         data_seconds=data_seconds,
         task_norms=measurement.norms() if measurement else {},
         is_spike=is_spike,
-        complaint=complaint,
+        complaint=seen.complaint,
     )
     return record, on_device[-1]
-
-
-def _terms(
-    state: TrainState,
-    batches: Sequence[Batch],
-    draws: Draws,
-    counts: Mapping[str, float] | None,
-    config: RunConfig,
-    measurement: Measurement | None,
-) -> tuple[Mapping[str, torch.Tensor], str]:
-    """Loss terms of some batches; costs that cannot be matched are a loss that is not finite.
-
-    With what the matcher complains of, else an empty text.
-    Under DeepSpeed they end the run: there, every rank must use the same parameters in a step.
-    """
-    try:
-        return state.backend.forward(batches, draws, counts, measurement), ""
-    except NonFiniteCostError as error:
-        complaint = str(error)
-        if config.parallel.backend == "deepspeed":
-            keys = ", ".join(key for batch in batches for key in batch.keys)
-            raise NonFiniteLossError(
-                f"step {state.step + 1}: {complaint} Keys of the batches: {keys}. The newest "
-                "checkpoint is from before this step."
-            ) from error
-    anchor = next(value for value in state.model.parameters() if value.requires_grad)
-    return {"match/cost/0": anchor.sum() * torch.nan}, complaint
 
 
 def _begin_measurement(state: TrainState, around: Surroundings) -> Measurement | None:

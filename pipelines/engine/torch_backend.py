@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.config import OptimizerConfig
-from pipelines.engine.backend import SeeTerms, TrainedModule, copy_to_host
+from pipelines.engine.backend import Seen, TrainedModule, copy_to_host
 from pipelines.engine.distributed import ProcessPlace
 from pipelines.engine.loss_scale import LossScale
 from pipelines.engine.optim import (
@@ -58,9 +58,9 @@ class TorchBackend:
         batches: Sequence[Batch],
         draws: UniformSource,
         counts: Counts | None,
-        see: SeeTerms | None = None,
+        seen: Seen | None = None,
     ) -> dict[str, Tensor]:
-        return self._module(batches, draws, counts, see)
+        return self._module(batches, draws, counts, seen)
 
     def backward(self, loss: Tensor) -> None:
         scale = 1.0 if self.loss_scale is None else self.loss_scale.value

@@ -157,7 +157,7 @@ class Training:
             conditions=conditions,
             num_thing_queries=num_thing_queries,
         )
-        for name, terms, pairs in found:
+        for name, terms, pairs, _ in found:
             base, _, is_dn = name.partition("/")
             suffix = _suffix(base) + ("_dn" if is_dn else "")
             divide = max(sum(targets.counts), 1) * (conditions.num_groups if is_dn else 1)

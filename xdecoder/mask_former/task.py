@@ -12,6 +12,7 @@ from xdecoder.batch import SegmentationBatch, SegmentTargets
 from xdecoder.full_size import FullSizeMasks
 from xdecoder.losses.criterion import label_weight
 from xdecoder.losses.draws import UniformSource
+from xdecoder.losses.matching import usable
 from xdecoder.losses.world import World
 from xdecoder.mask_former.config import MaskLossConfig
 from xdecoder.mask_former.criterion import mask_losses
@@ -61,7 +62,7 @@ class MaskTask:
     ) -> dict[str, Tensor]:
         """Weighted terms under `loss_key`.
 
-        Raises: ValueError for a vocabulary that lacks classes of the model.
+        Raises: ValueError for a vocabulary that lacks classes of the model; NonFiniteCostError.
         """
         targets = self._targets(model, batch)
         own = self._counts(model, targets)
@@ -82,7 +83,7 @@ class MaskTask:
             terms: dict[str, Tensor] = {}
             for term, values, weight in weighted:
                 terms |= keyed(self.name, term, values, weight, len(output.layers))
-            return terms
+            return usable(terms, (matching.complaint for matching in found.matchings))
 
 
 class MaskPrediction(NamedTuple):

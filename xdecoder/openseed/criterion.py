@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from xdecoder.losses.dense_mask import focal_parts
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.mask import pairwise_terms, sampled_mask_terms
-from xdecoder.losses.matching import Matching, NonFiniteCostError, assign, pad_targets
+from xdecoder.losses.matching import Matching, assign, pad_targets
 from xdecoder.losses.points import sample_points
 from xdecoder.mask_former.criterion import pair_order
 from xdecoder.openseed.boxes import generalised_iou, xyxy
@@ -27,6 +28,8 @@ from xdecoder.tasks.base import full_precision
 _ALPHA, _COST_EPS = 0.25, 1e-6
 # what a pair costs that must not come together
 FORBIDDEN = 1e4
+# a logit that costs nothing outside of a mask, and is never among the uncertain ones
+_SURELY_OUTSIDE = -20.0
 
 
 class BoxTerms(NamedTuple):
@@ -52,12 +55,13 @@ class Named(NamedTuple):
     """The terms of one prediction and their matching, under the prediction's name.
 
     Names: `final`, `aux0` (before the layers) and so on, `selected`; with `/dn`, of disturbed
-    targets.
+    targets. complaint: why the terms must not be trained on, else empty.
     """
 
     name: str
     terms: BoxTerms
     pairs: Pairs
+    complaint: str = ""
 
 
 def box_losses(
@@ -102,10 +106,11 @@ def _matched(
     cost = _cost(output, prediction, targets, draws, config)
     if num_thing_queries is not None:
         cost = _forbid(cost, targets, num_thing_queries)
-    _check_finite(name, cost, prediction)
+    complaint = _complaint(name, cost, prediction)
     pairs = _assigned(cost, targets)
     label = _label_sum(prediction.class_logits, pairs, targets.class_ids[pairs.target])
-    return Named(name, _pair_terms(label, output, prediction, pairs, targets, draws, config), pairs)
+    terms = _pair_terms(label, output, prediction, pairs, targets, draws, config)
+    return Named(name, terms, pairs, complaint)
 
 
 def _restored(
@@ -129,7 +134,7 @@ def _restored(
     label = _one_hot_focal(logits, targets.class_ids[pairs.target]).mean(1).sum()
     label = label * conditions.count
     if not config.learns_conditioned_masks:
-        targets = replace(targets, masks=None, has_mask=None)
+        targets = replace(targets, masks=None, has_mask=None, is_unknown=None)
     return Named(name, _pair_terms(label, output, prediction, pairs, targets, draws, config), pairs)
 
 
@@ -187,12 +192,12 @@ def _forbid(
     return torch.where(is_thing == is_for_things, cost, FORBIDDEN)
 
 
-def _check_finite(name: str, cost: Tensor, prediction: BoxPrediction) -> None:
+def _complaint(name: str, cost: Tensor, prediction: BoxPrediction) -> str:
     if torch.isfinite(cost).all():
-        return
+        return ""
     parts = prediction._asdict().items()
     bad = [part for part, tensor in parts if not torch.isfinite(tensor).all()]
-    raise NonFiniteCostError(
+    return (
         f"box_losses: matching costs must be finite; prediction {name} has inf or nan in "
         f"{', '.join(bad) or 'the mask features or the targets'}. Lower the learning rate or look "
         "at the last batch."
@@ -266,6 +271,23 @@ def _pair_terms(
             )
         ]
     )
-    terms = sampled_mask_terms(maps[:, None], targets.masks[pairs.target], draws, config.points)
+    masks = targets.masks[pairs.target]
+    if targets.is_unknown is not None:
+        maps = _silenced(maps, masks, targets.is_unknown[pairs.target])
+    terms = sampled_mask_terms(maps[:, None], masks, draws, config.points)
     counts = 1.0 if targets.has_mask is None else targets.has_mask[pairs.target][:, None]
     return BoxTerms(label, distance, giou, (terms.bce * counts).sum(), (terms.dice * counts).sum())
+
+
+def _silenced(
+    maps: Float[Tensor, "n h4 w4"],
+    masks: Bool[Tensor, "n h w"],
+    is_unknown: Bool[Tensor, "n h w"],
+) -> Float[Tensor, "n h4 w4"]:
+    """The maps as if they were right about unknown pixels."""
+    size_hw = maps.shape[1:]
+    own = F.adaptive_max_pool2d(masks[:, None].to(maps.dtype), size_hw)
+    # a reading between two pixels is of both
+    is_near = F.max_pool2d(own, kernel_size=3, stride=1, padding=1) > 0
+    unknown = F.adaptive_max_pool2d(is_unknown[:, None].to(maps.dtype), size_hw) > 0
+    return maps.masked_fill((unknown & ~is_near)[:, 0], _SURELY_OUTSIDE)

@@ -11,6 +11,7 @@ from torch import Tensor
 from xdecoder.batch import DetectionBatch, SegmentationBatch
 from xdecoder.losses.draws import UniformSource
 from xdecoder.losses.mask import pad_masks
+from xdecoder.losses.matching import usable
 from xdecoder.losses.world import World
 from xdecoder.openseed.boxes import cxcywh
 from xdecoder.openseed.conditioned import assisted
@@ -77,11 +78,12 @@ class _BoxTask:
                 conditions=conditions,
                 num_thing_queries=output.num_foreground if has_split else None,
             )
-            return {
-                key: value / divide
-                for named in found
-                for key, value in self._weighted(named, model, conditions)
-            }
+            terms, complaints = {}, []
+            for named in found:
+                complaints.append(named.complaint)
+                for key, value in self._weighted(named, model, conditions):
+                    terms[key] = value / divide
+            return usable(terms, complaints)
 
     def _weighted(
         self, named: Named, model: OpenSeeD, conditions: Conditions | None

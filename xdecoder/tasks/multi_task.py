@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
+from xdecoder.losses.matching import NonFiniteCostError, usable
 from xdecoder.tasks.base import Counts, Task
 
 
@@ -31,11 +32,20 @@ class MultiTask(nn.Module):
     def forward(
         self, batches: Sequence[Batch], draws: UniformSource, counts: Counts | None = None
     ) -> dict[str, Tensor]:
-        """Weighted loss terms of all batches; their sum is what to minimise."""
+        """Weighted loss terms of all batches; their sum is what to minimise.
+
+        Raises: NonFiniteCostError with the terms of all batches, after the last of them: other
+            processes, which found nothing wrong, wait for the collectives of every batch.
+        """
         terms: dict[str, Tensor] = {}
+        complaints = []
         for batch in batches:
-            terms |= self._task(batch).losses(self.model, batch, draws, counts)
-        return terms
+            try:
+                terms |= self._task(batch).losses(self.model, batch, draws, counts)
+            except NonFiniteCostError as error:
+                terms |= error.terms
+                complaints.append(str(error))
+        return usable(terms, complaints)
 
     def _task(self, batch: Batch) -> Task[Any, Any]:
         if batch.task not in self.tasks:

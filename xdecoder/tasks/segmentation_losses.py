@@ -31,7 +31,7 @@ from xdecoder.losses.criterion import (
     matched_rows,
 )
 from xdecoder.losses.draws import UniformSource
-from xdecoder.losses.matching import Matching, MatchingCosts, match, pad_targets
+from xdecoder.losses.matching import Matching, MatchingCosts, match, pad_targets, usable
 from xdecoder.losses.nouns import NamedVectors, noun_terms
 from xdecoder.losses.points import PointSampling
 from xdecoder.losses.world import World
@@ -161,7 +161,7 @@ class SegmentationTask:
             terms |= self._noun_terms(step, predictions, matching, class_ids, questions)
             terms |= self._grounding_terms(step, predictions, described, questions.asked)
             terms |= self._region_text_terms(step, predictions, matching, segments, questions.asked)
-        return terms
+        return usable(terms, step.complaints)
 
     def _segment_terms(
         self,
@@ -189,6 +189,7 @@ class SegmentationTask:
             counts=segments.counts,
             costs=self.matching,
         )
+        step.complaints.append(matching.complaint)
         label = label_terms(log_probs, class_ids, matching, self.mask.background)
         masks = matched_mask_terms(
             mask_embeddings,
@@ -269,6 +270,7 @@ class SegmentationTask:
             counts=described.counts,
             costs=self.matching,
         )
+        step.complaints.append(matching.complaint)
         slots = torch.cat([torch.arange(count) for count in described.counts])
         flat = similarities[:, matching.image_index, :, slots.to(matching.image_index.device)]
         ids = [number for each in asked for number in each.ids]

@@ -1,7 +1,7 @@
 """What the segmentation losses of one step share: predictions, texts, draws, regions."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -47,6 +47,7 @@ class Step:
     """Predictions of a decoder run, and what their losses need.
 
     is_drawn_per_prediction: every prediction has draws of its own, from the last one back.
+    complaints: of the matchings that were made.
     """
 
     output: DecoderOutput
@@ -57,6 +58,7 @@ class Step:
     divide: dict[str, Tensor]
     logit_scale: Float[Tensor, " 1"]
     scale: Float[Tensor, ""]
+    complaints: list[str] = field(default_factory=list)
 
     @cached_property
     def mask_features(self) -> Float[Tensor, "b c h w"]:

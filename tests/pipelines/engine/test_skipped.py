@@ -7,19 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from pipelines.engine import loop
 from pipelines.engine.checkpoint_files import read_tensors
 from pipelines.engine.skipped import SkippedSteps, poisoned, poisoned_unless_finite
 from pipelines.errors import NonFiniteLossError
-from pipelines.overrides import override
 from pipelines.tracking.jsonl import read_events, read_metrics
-from xdecoder.losses.draws import Draws
 from xdecoder.losses.matching import NonFiniteCostError
 
 POISONED_INDEX = 5
@@ -86,29 +82,31 @@ def test_costs_that_cannot_be_matched_leave_the_step_out(
 ) -> None:
     class Unmatched(tiny.TinyLosses):
         def forward(self, batches: Any, draws: Any, counts: Any = None) -> Any:
+            terms = super().forward(batches, draws, counts)
             if batches[0].keys[0].startswith("shard5/"):
-                raise NonFiniteCostError("match: costs must be finite.")
-            return super().forward(batches, draws, counts)
+                raise NonFiniteCostError("match: costs must be finite.", terms)
+            return terms
 
     code = train_tiny(tmp_path, *EVERY_STEP, make_losses=lambda *_: Unmatched().train())
     assert code == 0
     assert_step_was_left_out(tmp_path)
     (event,) = (each for each in read_events(tmp_path) if each["event"] == "skipped_step")
     assert event["keys"] == [["shard5/0-0", "shard5/0-1"]]
-    assert event["terms"]["match/cost/0"] == ["nan"]
+    # the other terms had a value
+    assert event["terms"] == {
+        name: ["nan"] for name in ("gradient_norm", "image_text/match/0", "loss")
+    }
     assert event["complaint"] == "match: costs must be finite."
 
 
-def test_under_deepspeed_they_end_the_run(tiny: Any, tmp_path: Path) -> None:
-    class Unmatched:
-        def forward(self, *_: object) -> None:
-            raise NonFiniteCostError("match: costs must be finite.")
-
-    config = override(tiny.tiny_config(str(tmp_path)), ["parallel.backend=deepspeed"])
-    batches, _ = next(tiny.tiny_stream(None, rank=0, world_size=1, seed=1))
-    state: Any = SimpleNamespace(step=4, backend=Unmatched())
-    with pytest.raises(NonFiniteLossError, match=r"step 5: match: .*Keys .*: shard0/0-0, .*newest"):
-        loop._terms(state, batches, Draws(1, 0, 0), None, config)
+def assert_rank_1_could_not_match(folder: Path) -> None:
+    assert not list(folder.glob("error.*")), folder
+    events = [each for each in read_events(folder) if each["event"] == "skipped_step"]
+    assert [event["step"] for event in events] == [6, 8]
+    assert [event["complaint"] for event in events] == ["", "match: costs must be finite."]
+    assert events[1]["keys"][0] == ["shard7/0-0", "shard7/0-1"]
+    before, after = (tensors(folder, step, "model") for step in (7, 8))
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.dist
@@ -122,6 +120,11 @@ def test_two_ranks_leave_out_the_step_of_one_under_every_backend(tmp_path: Path)
     cases = [
         {"folder": str(tmp_path / name), "assignments": (*settings, *each)}
         for name, each in extra.items()
+    ]
+    # rank 1 cannot match what rank 0 can
+    cases += [
+        {**case, "folder": f"{case['folder']}_unmatched", "trap": f"unmatched {POISONED_INDEX + 2}"}
+        for case in cases
     ]
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
     here = Path(__file__).parent
@@ -147,6 +150,7 @@ def test_two_ranks_leave_out_the_step_of_one_under_every_backend(tmp_path: Path)
         # rank 0 had a good loss, and left the step out as well
         good, bad = event["terms"]["image_text/match/0"]
         assert (float(good) > 0, bad) == (True, "nan")
+        assert_rank_1_could_not_match(tmp_path / f"{name}_unmatched")
 
 
 def test_a_limit_over_restarts_and_one_in_a_row_end_the_run() -> None:

@@ -32,6 +32,7 @@ from pipelines.errors import DataError, PipelineError
 from pipelines.overrides import override
 from xdecoder.batch import Batch
 from xdecoder.losses.draws import UniformSource
+from xdecoder.losses.matching import NonFiniteCostError
 
 DIM, WORDS = 7, 11
 # a million values, of which the rest of the process has none
@@ -56,10 +57,12 @@ class TrapModel(nn.Module):
 class TrapLosses(nn.Module):
     """is_divided: only rank 0 trains the rare head, which no sharded optimizer survives.
 
+    unmatched: beginning of the keys that rank 1 cannot match.
     tasks: those of `image_text` and `segmentation` that are trained; empty: both, as one.
     """
 
     tasks = ""
+    unmatched = ""
 
     def __init__(self, *, is_divided: bool) -> None:
         super().__init__()
@@ -91,7 +94,10 @@ class TrapLosses(nn.Module):
             terms["segmentation/class/0"] = terms.pop("image_text/class/0")
             is_asked = self.tasks.split()
             terms = {name: term for name, term in terms.items() if name.split("/")[0] in is_asked}
-        return {name: term * loudness(batch) for name, term in terms.items()}
+        terms = {name: term * loudness(batch) for name, term in terms.items()}
+        if self.unmatched and batch.keys[0].startswith(self.unmatched):
+            raise NonFiniteCostError("match: costs must be finite.", terms)
+        return terms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +115,8 @@ def trap_losses_of(case: Case) -> Any:
         losses = TrapLosses(is_divided=case.trap == "divided").train()
         if case.trap.startswith("tasks "):
             losses.tasks = case.trap.removeprefix("tasks ")
+        if case.trap.startswith("unmatched "):
+            losses.unmatched = f"shard{case.trap.removeprefix('unmatched ')}/1-"
         if case.trap == "scalar":
             losses.model.logit_scale = nn.Parameter(torch.ones(()))
         if case.trap == "large":

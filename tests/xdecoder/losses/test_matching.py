@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from xdecoder.losses.matching import MatchingCosts, NonFiniteCostError, match, pad_targets
+from xdecoder.losses.matching import MatchingCosts, NonFiniteCostError, match, pad_targets, usable
 
 
 def problem(num_queries=4, num_points=50):
@@ -74,8 +74,20 @@ def test_a_cost_that_is_not_finite_names_its_tensor(name):
     inputs = problem()
     inputs[name][..., 0] = float("nan")
     shown = "mask_logits" if name == "point_features" else name
-    with pytest.raises(NonFiniteCostError, match=f"prediction 0 has inf or nan in {shown}"):
-        match(**inputs)
+    matching = match(**inputs)
+    assert f"prediction 0 has inf or nan in {shown}" in matching.complaint
+    # an assignment that means nothing, of the same shape
+    assert matching.is_matched.all()
+    assert matching.last(1).complaint == matching.complaint
+    assert match(**problem()).complaint == ""
+
+
+def test_terms_of_a_matching_with_a_complaint_are_raised_and_not_returned():
+    terms = {"seg/dice/0": torch.tensor(2.0)}
+    assert usable(terms, ["", ""]) is terms
+    with pytest.raises(NonFiniteCostError, match="the second") as found:
+        usable(terms, ["", "the second", "the third"])
+    assert found.value.terms is terms
 
 
 def test_targets_are_padded_per_image():

@@ -77,7 +77,7 @@ def test_names_of_stuff_fall_to_learned_queries(tiny_model, segmentation_batch):
     )
     for boundary in (12, None):
         found = box_losses(output, targets, Draws(0), BoxLossConfig(), num_thing_queries=boundary)
-        for _, _, pairs in found:
+        for pairs in (named.pairs for named in found):
             queries = dict(zip(pairs.target.tolist(), pairs.query_index.tolist(), strict=True))
             if boundary:
                 assert queries[0] < 12 <= min(queries[1], queries[2])

@@ -5,6 +5,7 @@ import torch
 
 from xdecoder.batch import PhraseTargets, SegmentTargets
 from xdecoder.losses.draws import Draws
+from xdecoder.losses.matching import NonFiniteCostError
 from xdecoder.losses.world import World
 from xdecoder.tasks import MultiTask, build_tasks
 
@@ -183,3 +184,25 @@ def test_permuted_latent_queries_leave_the_losses_unchanged(trained, batches):
     after = trained(batches, Draws(0))
     for key in before:
         torch.testing.assert_close(after[key], before[key], rtol=1e-4, atol=1e-5, msg=key)
+
+
+def test_costs_that_cannot_be_matched_are_raised_after_every_batch_with_all_terms(
+    trained, batches, monkeypatch
+):
+    """Other processes wait for the collectives of every batch."""
+    gathered = []
+
+    def gather(_world, rows):
+        gathered.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(World, "gather", gather)
+    whole = trained(batches, Draws(0))
+    num_gathered, gathered[:] = len(gathered), []
+    head = trained.model.decoder.heads.mask_mlp
+    with torch.no_grad():
+        next(head.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteCostError, match="has inf or nan in mask_logits") as found:
+        trained(batches, Draws(0))
+    assert found.value.terms.keys() == whole.keys()
+    assert len(gathered) == num_gathered > 0
