@@ -13,7 +13,8 @@ class BoxedTargets:
     """The targets of all images, one image after another.
 
     masks: at the size of the canvas; None where a batch has boxes only. is_thing: of each target.
-    has_mask: targets whose mask counts, None for all.
+    has_mask: targets whose mask counts, None for all. is_unknown: pixels, of each target, of which
+    nobody knows whose they are, None for nowhere.
     """
 
     counts: tuple[int, ...]
@@ -22,6 +23,7 @@ class BoxedTargets:
     is_thing: Bool[Tensor, " m"]
     masks: Bool[Tensor, "m h w"] | None = None
     has_mask: Bool[Tensor, " m"] | None = None
+    is_unknown: Bool[Tensor, "m h w"] | None = None
 
     @property
     def image_index(self) -> Int[Tensor, " m"]:
