@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.prepare import main as prepare
 from tests.slurm.private_cluster import PrivateCluster, missing_programs
-from tests.slurm.training_jobs import TrainingJobs
+from tests.slurm.training_jobs import LEAD_SECONDS, TrainingJobs
 
 
 @pytest.fixture(scope="session")
@@ -41,20 +41,26 @@ def jobs(cluster: PrivateCluster, tmp_path_factory: pytest.TempPathFactory) -> T
 
 
 @pytest.fixture(scope="session")
-def frozen(jobs: TrainingJobs, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A job that was stopped in mid-run and uses no time until its time limit comes."""
-    folder = tmp_path_factory.mktemp("frozen") / "run"
-    job = jobs.submit(folder, "--time=1", "--signal=USR2@15")
+def out_of_time(jobs: TrainingJobs, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A job whose time limit came near in mid-run, and which takes no step until it is told.
+
+    A minute is the shortest limit that can be asked for, and a crowded machine has not taken a step
+    by then. So the limit is brought near when the run is under way, however long that took.
+    """
+    folder = tmp_path_factory.mktemp("out_of_time") / "run"
+    job = jobs.submit(folder, "--time=30", f"--signal=USR2@{LEAD_SECONDS}")
     jobs.wait_for_step(folder, 2)
     jobs.cluster.ask("scancel", "--signal=STOP", job)
+    # the controller looks at the limits twice a minute, and signals ahead of the time by that
+    jobs.cluster.ask("scontrol", "update", f"JobId={job}", f"EndTime=now+{LEAD_SECONDS}")
     return job, folder
 
 
 @pytest.fixture(scope="session")
 def straight(
-    frozen: tuple[str, Path], jobs: TrainingJobs, tmp_path_factory: pytest.TempPathFactory
+    out_of_time: tuple[str, Path], jobs: TrainingJobs, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The uninterrupted run; a minute of the frozen job passes beside it."""
+    """The uninterrupted run; the job whose time limit is near waits beside it for its signal."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     jobs.wait_for_end(jobs.submit(folder), folder)
     return folder

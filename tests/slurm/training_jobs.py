@@ -12,6 +12,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_STEPS = 14
 # a start takes ten seconds of two free cores; the limit is for cores that others use too
 PATIENCE_SECONDS = 150.0
+# between the signal of a time limit and that limit: more than a test waits for anything
+LEAD_SECONDS = 240
 SMALL = (
     *("model.backbone.weights=random", "model.dim=32", "model.decoder.num_layers=2"),
     *("model.pixel_decoder.num_layers=1", "model.text.num_layers=1"),
