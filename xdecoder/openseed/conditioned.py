@@ -71,9 +71,11 @@ def assisted(
 ) -> BoxedTargets:
     """The targets with the masks that the model decodes for them, where these are good enough.
 
-    A mask is cut to its box, outside of which there is nothing of the target. It counts if what is
-    left still fills the box and is sure of itself; how well the name fits says nothing, because the
-    query is made of the name.
+    A mask counts if the box around it is nearly the given one and if it is sure of itself; how well
+    the name fits says nothing, because the query is made of the name. Such a mask is cut to its
+    box, outside of which there is nothing of the target. In a box whose mask does not count nobody
+    knows whose a pixel is, so it is unknown to the other targets of the image: as a piece of their
+    outside it would teach that what has no masks yet has none.
     """
     found = conditioned_masks(
         model,
@@ -87,11 +89,25 @@ def assisted(
     boxes_px = xyxy(targets.boxes_cxcywh01) * size_px
     maps = found.mask_logits[:, None].float()  # [M, 1, H/4, W/4]
     logits = F.interpolate(maps, size=canvas_hw, mode="bilinear")[:, 0]
-    logits = logits.masked_fill(~inside_boxes(boxes_px, canvas_hw), float("-inf"))
+    fit = intersection_over_union(boxes_from_masks(logits > 0), boxes_px)
+    is_inside = inside_boxes(boxes_px, canvas_hw)
+    logits = logits.masked_fill(~is_inside, float("-inf"))
     masks: Bool[Tensor, "m h w"] = logits > 0
-    fit = intersection_over_union(boxes_from_masks(masks), boxes_px)
     is_good = (fit >= config.minimum_iou) & (mask_quality(logits) >= config.minimum_quality)
-    return replace(targets, masks=masks, has_mask=is_good)
+    return replace(
+        targets,
+        masks=masks,
+        has_mask=is_good,
+        is_unknown=_in_boxes_without(is_good, is_inside, targets) & ~masks,
+    )
+
+
+def _in_boxes_without(
+    is_good: Bool[Tensor, " m"], is_inside: Bool[Tensor, "m h w"], targets: BoxedTargets
+) -> Bool[Tensor, "m h w"]:
+    """Which pixels lie, in each target's image, in a box whose mask is not good."""
+    images = zip(targets.per_image(is_inside), targets.per_image(is_good), strict=True)
+    return torch.cat([boxes[~good].any(0).expand(len(good), -1, -1) for boxes, good in images])
 
 
 def inside_boxes(

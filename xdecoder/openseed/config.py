@@ -118,7 +118,7 @@ class AssistanceConfig:
     """Masks that the model decodes for boxes without masks, and then learns from.
 
     minimum_iou: of the box around the decoded mask and the given one. minimum_quality: mean
-    probability of the pixels of the mask.
+    probability of the pixels of the mask that lie in the given box.
     """
 
     is_on: bool = True

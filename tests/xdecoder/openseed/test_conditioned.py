@@ -1,5 +1,4 @@
-from dataclasses import replace
-
+import pytest
 import torch
 
 from xdecoder.openseed import conditioned
@@ -73,33 +72,63 @@ def test_assistance_decodes_masks_without_gradients(tiny_model, images):
     assert not found.masks.requires_grad
 
 
+def _drawn(*rectangles):
+    """Logits at a quarter of the canvas, positive in rectangles of (rows, columns)."""
+    logits = torch.full((24, 32), -9.0)
+    for rows, columns in rectangles:
+        logits[rows, columns] = 9.0
+    return logits
+
+
+# of 24 x 32 pixels, those of the three boxes
+_OWN = [
+    (slice(5, 10), slice(3, 16)),
+    (slice(8, 20), slice(19, 26)),
+    (slice(6, 18), slice(8, 24)),
+]
+_FULL = [_drawn(rectangle) for rectangle in _OWN]
+
+
 def test_masks_are_cut_to_their_boxes(tiny_model, images, monkeypatch):
-    everywhere = torch.full((24, 32), 9.0)
-    _given_logits(monkeypatch, everywhere, everywhere, everywhere)
+    _given_logits(monkeypatch, *torch.full((3, 24, 32), 9.0))
     pyramid = _pyramid(tiny_model, images)
-    found = assisted(tiny_model, pyramid, _NAMES, _targets(), AssistanceConfig(), _CANVAS_HW)
+    found = assisted(tiny_model, pyramid, _NAMES, _targets(), _LOOSE, _CANVAS_HW)
     # of 128 x 96 pixels, the first box has x 0.1 to 0.5 and y 0.2 to 0.4
     rows, columns = found.masks[0].any(1).nonzero()[:, 0], found.masks[0].any(0).nonzero()[:, 0]
     assert (rows.min(), rows.max()) == (19, 37)
     assert (columns.min(), columns.max()) == (13, 63)
     assert found.masks[0].sum() == 19 * 51
-    assert found.has_mask.all()
 
 
-def test_masks_that_leave_their_box_empty_or_doubt_themselves_do_not_count(
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(_drawn((slice(20, 24), slice(0, 8))), id="elsewhere"),
+        pytest.param(_drawn((slice(5, 8), slice(3, 7))), id="in a corner of its box"),
+        pytest.param(_drawn((slice(0, 24), slice(0, 32))), id="everywhere"),
+        pytest.param(_FULL[0].clamp(max=0.2), id="in doubt"),
+    ],
+)
+def test_masks_that_miss_their_boxes_or_doubt_themselves_do_not_count(
+    tiny_model, images, monkeypatch, bad
+):
+    _given_logits(monkeypatch, bad, *_FULL[1:])
+    pyramid = _pyramid(tiny_model, images)
+    found = assisted(tiny_model, pyramid, _NAMES, _targets(), AssistanceConfig(), _CANVAS_HW)
+    assert found.has_mask.tolist() == [False, True, True]
+
+
+def test_boxes_without_a_mask_are_unknown_to_the_others_of_their_image(
     tiny_model, images, monkeypatch
 ):
-    elsewhere = torch.full((24, 32), -9.0)
-    elsewhere[20:, :8] = 9.0
-    corner = elsewhere.clone()
-    corner[4:6, 2:6] = 9.0
-    doubtful = torch.full((24, 32), 0.2)
+    nothing = _drawn()
+    _given_logits(monkeypatch, nothing, *_FULL[1:])
     pyramid = _pyramid(tiny_model, images)
-    sure = torch.full((24, 32), 9.0)
-    for bad in (elsewhere, corner, doubtful):
-        _given_logits(monkeypatch, bad, sure, sure)
-        found = assisted(tiny_model, pyramid, _NAMES, _targets(), AssistanceConfig(), _CANVAS_HW)
-        assert found.has_mask.tolist() == [False, True, True]
-    _given_logits(monkeypatch, doubtful, sure, sure)
-    loose = replace(AssistanceConfig(), minimum_quality=0.5)
-    assert assisted(tiny_model, pyramid, _NAMES, _targets(), loose, _CANVAS_HW).has_mask.all()
+    found = assisted(tiny_model, pyramid, _NAMES, _targets(), AssistanceConfig(), _CANVAS_HW)
+    assert found.is_unknown[1].sum() == 19 * 51
+    assert found.is_unknown[1, 19:38, 13:64].all()
+    assert not found.is_unknown[2].any()
+    _given_logits(monkeypatch, *_FULL)
+    found = assisted(tiny_model, pyramid, _NAMES, _targets(), AssistanceConfig(), _CANVAS_HW)
+    assert found.has_mask.all()
+    assert not found.is_unknown.any()
