@@ -311,9 +311,10 @@ def _events(events: Rows) -> str:
 
 
 def _rest_of(event: Mapping[str, Any]) -> str:
-    known = ("time", "event", "step", "command")
-    # of every step that was undone; the file of events has them
-    known += ("keys",) if event.get("event") == "rollback" else ()
+    known = ["time", "event", "step", "command"]
+    if event.get("event") == "rollback":
+        # of every step that was undone; the file of events has them
+        known.append("keys")
     return ", ".join(
         f"{key} {value}"
         for key, value in event.items()

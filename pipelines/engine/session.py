@@ -37,7 +37,7 @@ from pipelines.engine.state import TrainState
 from pipelines.engine.task_norms import TaskNorms
 from pipelines.engine.torch_backend import TorchBackend
 from pipelines.engine.utilisation import build_utilisation
-from pipelines.engine.watchdog import Watchdog
+from pipelines.engine.watchdog import Watchdog, stall_hint
 from pipelines.errors import CheckpointError, ExitCode, PipelineError
 from pipelines.families import build_model_of, build_tasks_of
 from pipelines.initial_weights import load_initial_weights
@@ -203,6 +203,7 @@ def _watch_rank(
         step=state.step,
         loader_state=lambda: state.data,
         tell=events.write if events else None,
+        hint=stall_hint(config.parallel, num_ranks=group.place.world_size),
     )
 
 

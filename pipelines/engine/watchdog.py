@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import torch.distributed as dist
 
-from pipelines.config import WatchConfig
+from pipelines.config import ParallelConfig, WatchConfig
 from pipelines.engine.heartbeat import HeartbeatFile
 from pipelines.engine.skipped import Tell
 from pipelines.errors import ExitCode
@@ -42,7 +42,7 @@ class Watchdog:
     """Watches one rank while it is entered; `beat` after every step.
 
     step: that the run starts after. loader_state: what the data stream was asked for last.
-    tell: writes an event, on the main rank.
+    tell: writes an event, on the main rank. hint: what a stall of this run may come from.
     """
 
     def __init__(
@@ -55,8 +55,9 @@ class Watchdog:
         step: int,
         loader_state: Callable[[], Mapping[str, Any] | None],
         tell: Tell | None = None,
+        hint: str = "",
     ) -> None:
-        self._config = config
+        self._config, self._hint = config, hint
         self._prefix = folder / "logs" / f"stall.start{restart:03d}.rank{rank:05d}"
         self._file = HeartbeatFile(folder, rank=rank, restart=restart)
         self._rank, self._step = rank, step
@@ -137,8 +138,8 @@ class Watchdog:
         path = self._prefix.with_name(f"{self._prefix.name}.step{step:08d}.txt")
         _log.error(
             "rank %d: step %d has taken %.0f s, longer than %.0f s (watch.stall_factor, "
-            "watch.stall_min_seconds); the stacks of all threads are in %s",
-            *(self._rank, step, waited, limit, path),
+            "watch.stall_min_seconds); the stacks of all threads are in %s%s",
+            *(self._rank, step, waited, limit, path, f". {self._hint}" * bool(self._hint)),
         )
         try:
             self._write_stall(path, step, waited)
@@ -153,6 +154,7 @@ class Watchdog:
     def _write_stall(self, path: Path, step: int, waited: float) -> None:
         with path.open("w") as file:
             file.write(f"rank {self._rank}, step {step}, {waited:.1f} s since the last step\n\n")
+            file.write(f"{self._hint}\n\n" * bool(self._hint))
             file.write("Stacks of all threads:\n")
             file.flush()
             faulthandler.dump_traceback(file=file, all_threads=True)
@@ -181,6 +183,19 @@ class Watchdog:
             self._tell(kind, facts)
         except OSError as error:
             _log.warning("no event %s: %s", kind, error)
+
+
+def stall_hint(parallel: ParallelConfig, *, num_ranks: int) -> str:
+    """What only such a run can wait for, else empty; other tasks on a rank are refused before."""
+    shards_weights = parallel.backend == "deepspeed" and parallel.zero_stage == 3
+    if not shards_weights or num_ranks == 1:
+        return ""
+    return (
+        "Under parallel.zero_stage=3 every rank must run the same modules in the same order: one "
+        "that runs another waits for ever for its weights. Compare the stacks of all ranks; where "
+        "they are in different modules, give every rank the same kind of batch, or set "
+        "parallel.zero_stage=2."
+    )
 
 
 def _describe_children() -> list[str]:

@@ -13,8 +13,11 @@ from pipelines.engine.optim import (
     build_optimizer,
     freeze,
     group_table,
+    named_parameters,
     parameter_groups,
+    read_moments,
     set_learning_rates,
+    write_moments,
 )
 from pipelines.errors import ConfigError
 
@@ -145,3 +148,15 @@ def test_norm_of_millions_of_values_is_exact_to_rounding() -> None:
     exact = gradients.buffer.double().norm().item()
     # float32 keeps 24 bits; a single running sum would keep about 12
     assert gradients.clip(1e9).item() == pytest.approx(exact, rel=2**-20)
+
+
+def test_a_state_without_moments_leaves_none_behind() -> None:
+    model = nn.Linear(3, 2)
+    groups = parameter_groups(model, CONFIG)
+    optimizer, named = build_optimizer(groups, CONFIG), named_parameters(groups)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    before = read_moments(optimizer, named)
+    assert before["step"].item() == 1
+    write_moments(optimizer, named, {}, 0)
+    assert read_moments(optimizer, named) == {}

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.config import WatchConfig
+from pipelines.config import ParallelConfig, WatchConfig
 from pipelines.engine.heartbeat import HeartbeatFile, read_heartbeats
-from pipelines.engine.watchdog import Watchdog
+from pipelines.engine.watchdog import Watchdog, stall_hint
 from pipelines.errors import ExitCode
 from pipelines.tracking.jsonl import read_events
 
@@ -74,6 +74,31 @@ def test_a_stalled_step_leaves_stacks_and_loader_state_once(
     assert "hold_the_line" in text
     assert '{"drawn": [12, 7]}' in text
     assert f"  {worker.pid} " in text
+
+
+def test_a_stall_of_sharded_weights_says_what_they_may_wait_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sharded = ParallelConfig(backend="deepspeed", zero_stage=3)
+    (tmp_path / "logs").mkdir()
+    watchdog = Watchdog(
+        tmp_path,
+        QUICK,
+        rank=0,
+        restart=0,
+        step=0,
+        loader_state=lambda: None,
+        hint=stall_hint(sharded, num_ranks=2),
+    )
+    with watchdog:
+        watchdog.beat(1)
+        wait_until(lambda: list((tmp_path / "logs").glob("stall.*")))
+    (path,) = (tmp_path / "logs").glob("stall.*.txt")
+    for text in (path.read_text(), caplog.text):
+        assert "Under parallel.zero_stage=3 every rank must run the same modules" in text
+    others = (ParallelConfig(), ParallelConfig(backend="deepspeed", zero_stage=2))
+    assert [stall_hint(each, num_ranks=2) for each in others] == ["", ""]
+    assert stall_hint(sharded, num_ranks=1) == ""
 
 
 def test_a_full_disk_does_not_end_the_watch(
