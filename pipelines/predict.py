@@ -103,10 +103,10 @@ def parser() -> argparse.ArgumentParser:
     add = segments.add_argument
     add(
         "--vocabulary",
-        type=_names,
+        type=names_of,
         help="a,b,c, or a file with a name a line; default: that of training",
     )
-    add("--stuff", type=_names, default=(), help="names without single objects, in the same way")
+    add("--stuff", type=names_of, default=(), help="names without single objects, in the same way")
     add("--object-threshold", type=float, help="of panoptic segments, 0..1; default: the model's")
     add(
         "--minimum-score",
@@ -300,7 +300,8 @@ def _named_box(text: str) -> tuple[str, tuple[float, float, float, float]]:
     return name.strip(), (left, top, right, bottom)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names_of(text: str) -> tuple[str, ...]:
+    """The names of a,b,c or of a file with one in each line, for argparse."""
     if Path(text).is_file():
         try:
             return read_class_names(Path(text).read_text().splitlines())

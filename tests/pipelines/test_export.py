@@ -1,14 +1,20 @@
 """Exported graphs against the model that they were made of."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from pipelines.convert import Converted, write_ours
-from pipelines.errors import CheckpointError
-from pipelines.export import InferenceGraph, export, main
+from pipelines.errors import CheckpointError, ConfigError
+from pipelines.export import BoxGraph, InferenceGraph, export, graph_of, main
 from xdecoder.config import PixelDecoderConfig
+from xdecoder.convert.rules import CheckpointError as NamingError
 from xdecoder.mask_former.build import build_mask_former
 from xdecoder.mask_former.config import MaskFormerConfig, QueryDecoderConfig, SwinConfig
+from xdecoder.openseed.build import build_openseed
+from xdecoder.openseed.config import small
+from xdecoder.openseed.model import OpenSeeD
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def images():
 def test_the_onnx_graph_gives_the_numbers_of_the_model(model, images, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    export(model, images, tmp_path / "model.onnx")
+    export(InferenceGraph(model), images, tmp_path / "model.onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
@@ -71,9 +77,59 @@ def test_the_torch_graph_of_a_folder_gives_the_numbers_of_the_model(
 
 def test_another_file_name_is_refused(model, images, tmp_path):
     with pytest.raises(CheckpointError, match=r"must end in \.onnx or \.pt2"):
-        export(model, images, tmp_path / "model.engine")
+        export(InferenceGraph(model), images, tmp_path / "model.engine")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
     assert main([str(tmp_path), str(tmp_path / "model.pt2")]) == 2
     assert "it is none of them" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def openseed_folder(tmp_path_factory):
+    """A converted folder of an OpenSeeD that moves its boxes."""
+    torch.manual_seed(6)
+    config = small()
+    backbone = replace(config.backbone, name="test_efficientnet", weights="random")
+    config = replace(
+        config,
+        dim=32,
+        backbone=backbone,
+        pixel_decoder=replace(config.pixel_decoder, num_layers=1),
+        decoder=replace(config.decoder, num_layers=1),
+        text=replace(config.text, num_layers=1),
+    )
+    model = build_openseed(config)
+    with torch.no_grad():
+        model.decoder.heads.box_mlp.layers[-1].weight.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("openseed") / "folder"
+    state = model.state_dict()
+    write_ours(Converted(config=config, state=state, report=(), unused={}), folder)
+    return folder
+
+
+def test_the_torch_graph_of_an_openseed_has_the_names_in_it(openseed_folder, images, tmp_path):
+    height, width = map(str, images.shape[2:])
+    words = [str(openseed_folder), str(tmp_path / "model.pt2"), "--size", height, width]
+    assert main([*words, "--vocabulary", "cat,dog,blue sky"]) == 0
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    model = OpenSeeD.from_pretrained(openseed_folder)
+    with torch.no_grad():
+        expected = BoxGraph(model, ("cat", "dog", "blue sky"))(images)
+        found = program(images)
+        for actual, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=0)
+    # 30 queries from the image, 8 learned ones
+    assert [list(each.shape) for each in found] == [[1, 38, 3], [1, 38, 4], [1, 38, 16, 24]]
+
+
+def test_an_openseed_without_names_is_refused(openseed_folder, tmp_path, capsys):
+    assert main([str(openseed_folder), str(tmp_path / "model.pt2")]) == 2
+    assert "which names it was trained with, so --vocabulary must" in capsys.readouterr().err
+
+
+def test_names_for_a_list_of_classes_and_other_models_are_refused(model, tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"--vocabulary is for an OpenSeeD; .* got cat"):
+        graph_of(model, ("cat",), tmp_path)
+    with pytest.raises(NamingError, match="it holds a XDecoder"):
+        graph_of(tiny_model, None, tmp_path)
