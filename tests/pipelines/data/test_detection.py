@@ -193,8 +193,8 @@ NUMBERS += r"meet its 48 x 80 pixels; got \["
     ("fields", "message"),
     [
         ({"bbox": [1, 2, float("nan"), 4]}, NUMBERS + r"\(1\.0, 2\.0, nan, 4\.0\)"),
-        ({"bbox": [1, float("inf"), 3, 4]}, NUMBERS + r"\(1\.0, inf"),
-        ({"bbox": [1, 2, 3, -4]}, NUMBERS + r"\(1\.0, 2\.0, 3\.0, -4\.0\)"),
+        ({"bbox": [1, 2, 3, float("inf")]}, NUMBERS + r"\(1\.0, 2\.0, 3\.0, inf\)"),
+        ({"bbox": [1, 20, 3, -4]}, NUMBERS + r"\(1\.0, 20\.0, 3\.0, -4\.0\)"),
         ({"bbox": [81, 2, 3, 4]}, NUMBERS + r"\(81\.0"),
         ({"bbox": [1, -9, 3, 4]}, NUMBERS + r"\(1\.0, -9\.0"),
         ({"bbox": [1, 2, 3]}, NUMBERS + r"\(1\.0, 2\.0, 3\.0\)"),
