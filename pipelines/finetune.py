@@ -55,7 +55,7 @@ from pipelines.evaluation.suite import (  # noqa: E402
 from pipelines.evaluation.table import rich_table  # noqa: E402
 from pipelines.families import build_model_of  # noqa: E402
 from pipelines.finetuning.data import TaskData, find_data, usual_answers  # noqa: E402
-from pipelines.finetuning.recipe import finetuning  # noqa: E402
+from pipelines.finetuning.recipe import finetuning, protocol_settings  # noqa: E402
 from pipelines.finetuning.start import DEFAULT_NAME, NAMES, Start, find_start  # noqa: E402
 from pipelines.finetuning.tasks import TASKS, FinetuneTask, task_named  # noqa: E402
 from pipelines.initial_weights import load_initial_weights  # noqa: E402
@@ -166,8 +166,7 @@ class _Scored:
                 "is_averaged": True,
             },
         )
-        # a run of ours keeps its own image sizes, the paper's weights are asked as the paper asks
-        settings = {} if self.start.run else self.task.settings
+        settings = protocol_settings(self.task, self.start)
         options = dataclasses.replace(options_of_run(self.config), **settings)
         job = Job(
             name=name,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from pipelines.config import (
     CheckpointConfig,
@@ -18,15 +19,19 @@ from pipelines.data.config import (
     ImageTextDataConfig,
     SegmentationDataConfig,
 )
+from pipelines.errors import ConfigError
 from pipelines.finetuning.data import num_samples
 from pipelines.finetuning.start import Start
 from pipelines.finetuning.tasks import FinetuneTask, Schedule
+from xdecoder.config import ModelConfig
+from xdecoder.openseed.config import BoxLossConfig, OpenSeeDConfig
 from xdecoder.tasks.config import LayeredWeight, LossConfig
 
 # how often a run is saved and logged, in parts of its length
 _NUM_CHECKPOINTS, _NUM_LOG_LINES = 10, 100
 # of a run that nobody has counted the samples of yet
 _STEPS_WITHOUT_DATA = 1
+_THRESHOLD = "object_threshold"
 
 
 def finetuning(
@@ -42,8 +47,16 @@ def finetuning(
     learning rate's course stay as that run had them: what suits a tiny model is not what suits the
     paper's. From converted weights, all is the paper's. Without shards the length is not known and
     is one step. answers: of the answer head, for visual questions.
+
+    Raises:
+        ConfigError: an OpenSeeD is asked to learn anything but segments.
     """
-    base = _published(task.schedule) if start.run is None else start.run
+    if isinstance(start.model, OpenSeeDConfig) and task.kind != "segmentation":
+        raise ConfigError(
+            f"finetune: --task {task.name} needs an X-Decoder; {start.folder} holds an OpenSeeD, "
+            "which is fine-tuned on panoptic, instance and semantic segmentation only."
+        )
+    base = _published(task.schedule, start.model) if start.run is None else start.run
     is_text = task.kind in ("captioning", "retrieval", "answering")
     data = _data(base.data, is_text=is_text, shards=shards)
     batch_size = data.image_text.batch_size if is_text else data.segmentation.batch_size
@@ -58,7 +71,7 @@ def finetuning(
         output_dir="",
         steps=steps,
         init_from=str(start.folder),
-        model=replace(start.model, answers=answers) if answers else start.model,
+        model=_with_answers(start.model, answers),
         losses=_losses(task, base.losses),
         data=data,
         schedule=ScheduleConfig(kind="multistep", milestones=task.schedule.milestones),
@@ -68,12 +81,33 @@ def finetuning(
     )
 
 
-def _published(schedule: Schedule) -> RunConfig:
-    """The paper's run, for converted weights."""
+def protocol_settings(task: FinetuneTask, start: Start) -> dict[str, Any]:
+    """What a task's protocol changes in the evaluation of a start.
+
+    A run of ours keeps its own image sizes, converted weights are asked as the paper asks. An
+    OpenSeeD keeps its threshold, which is one of similarities and not of shares.
+    """
+    if start.run is not None:
+        return {}
+    kept = isinstance(start.model, OpenSeeDConfig)
+    return {key: each for key, each in task.settings.items() if not kept or key != _THRESHOLD}
+
+
+def _with_answers(
+    model: ModelConfig | OpenSeeDConfig, answers: tuple[str, ...]
+) -> ModelConfig | OpenSeeDConfig:
+    return replace(model, answers=answers) if isinstance(model, ModelConfig) and answers else model
+
+
+def _published(schedule: Schedule, model: ModelConfig | OpenSeeDConfig) -> RunConfig:
+    """The paper's run, for converted weights; an OpenSeeD has X-Decoder's schedules."""
+    reads_captions = isinstance(model, ModelConfig)
     return RunConfig(
         name="published",
         steps=_STEPS_WITHOUT_DATA,
         deterministic=False,
+        model=model,
+        losses=LossConfig() if reads_captions else BoxLossConfig(),
         data=DataConfig(
             segmentation=SegmentationDataConfig(
                 size_hw=schedule.size_hw,
@@ -82,7 +116,7 @@ def _published(schedule: Schedule) -> RunConfig:
             ),
             image_text=ImageTextDataConfig(
                 size_hw=schedule.size_hw,
-                batch_size=schedule.batch_size,
+                batch_size=schedule.batch_size if reads_captions else 0,
                 augment=AugmentConfig(flip_prob=0.0),
             ),
             num_workers=8,
@@ -99,7 +133,7 @@ def _published(schedule: Schedule) -> RunConfig:
 
 
 def _data(base: DataConfig, *, is_text: bool, shards: tuple[str, ...]) -> DataConfig:
-    """One kind of batch only; the other has none."""
+    """One kind of batch only; the others have none."""
     segmentation = replace(base.segmentation, shards=shards, weights=())
     image_text = replace(base.image_text, shards=shards, weights=())
     if is_text:
@@ -107,12 +141,19 @@ def _data(base: DataConfig, *, is_text: bool, shards: tuple[str, ...]) -> DataCo
     else:
         image_text = replace(image_text, batch_size=0)
     return replace(
-        base, segmentation=segmentation, image_text=image_text, split="train", protected=()
+        base,
+        segmentation=segmentation,
+        detection=replace(base.detection, shards=(), weights=(), batch_size=0),
+        image_text=image_text,
+        split="train",
+        protected=(),
     )
 
 
-def _losses(task: FinetuneTask, base: object) -> LossConfig:
+def _losses(task: FinetuneTask, base: object) -> LossConfig | BoxLossConfig:
     """The losses of the start, without those that the task has no use for."""
+    if isinstance(base, BoxLossConfig):
+        return base
     losses = base if isinstance(base, LossConfig) else LossConfig()
     off = LayeredWeight(weight=0.0)
     if task.kind == "captioning":

@@ -8,6 +8,7 @@ from pipelines.config import RunConfig
 from pipelines.engine.checkpoint import find_checkpoint, read_config
 from pipelines.errors import CheckpointError, ConfigError
 from xdecoder.config import ModelConfig
+from xdecoder.openseed.config import OpenSeeDConfig
 from xdecoder.pretrained import SETTINGS, WEIGHTS
 from xdecoder.settings import SettingsError, from_json
 
@@ -22,6 +23,11 @@ NAMES = {
 }
 DEFAULT_NAME = "focal_t"
 WEIGHTS_FOLDER = Path("weights")
+# families with an open vocabulary, by the kind of their folders
+_DECLARED: dict[str, type[ModelConfig] | type[OpenSeeDConfig]] = {
+    "xdecoder": ModelConfig,
+    "openseed": OpenSeeDConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,7 @@ class Start:
     """Weights to start from; run: how they were trained, None for converted ones."""
 
     folder: Path
-    model: ModelConfig
+    model: ModelConfig | OpenSeeDConfig
     run: RunConfig | None = None
 
 
@@ -54,23 +60,25 @@ def find_start(text: str) -> Start:
         return Start(folder=folder, model=_converted_model(folder))
     checkpoint = find_checkpoint(folder)
     run = read_config(checkpoint / "config.resolved.json")
-    return Start(folder=checkpoint, model=_xdecoder(run.model, folder), run=run)
+    return Start(folder=checkpoint, model=_open(run.model, folder), run=run)
 
 
-def _converted_model(folder: Path) -> ModelConfig:
+def _converted_model(folder: Path) -> ModelConfig | OpenSeeDConfig:
     document = json.loads((folder / SETTINGS).read_text())
-    if document.get("kind") != "xdecoder":
-        return _xdecoder(document.get("kind"), folder)
+    if document.get("kind") not in _DECLARED:
+        return _open(document.get("kind"), folder)
     try:
-        return from_json(ModelConfig, document["model"], "model")
+        return from_json(_DECLARED[document["kind"]], document["model"], "model")
     except SettingsError as error:
         raise CheckpointError(f"finetune: {folder / SETTINGS}: {error}") from error
 
 
-def _xdecoder(model: object, folder: Path) -> ModelConfig:
-    if isinstance(model, ModelConfig):
+def _open(model: object, folder: Path) -> ModelConfig | OpenSeeDConfig:
+    if isinstance(model, ModelConfig | OpenSeeDConfig):
         return model
+    found = model if isinstance(model, str) else type(model).__name__
     raise ConfigError(
-        f"finetune: --init-from must be an X-Decoder; {folder} holds {model!r}. Models of a fixed "
-        "list of classes are trained with `python -m pipelines.pretrain --recipe ...`."
+        f"finetune: --init-from must be an X-Decoder or an OpenSeeD; {folder} holds {found!r}. "
+        "Models of a fixed list of classes are trained with `python -m pipelines.pretrain "
+        "--recipe ...`."
     )

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.errors import ConfigError
 from pipelines.finetune import main
-from pipelines.finetuning.recipe import finetuning
+from pipelines.finetuning.recipe import finetuning, protocol_settings
 from pipelines.finetuning.start import Start, find_start
 from pipelines.finetuning.tasks import task_named
+from pipelines.recipes import RECIPES
+from xdecoder.config import tiny
+from xdecoder.openseed.config import BoxLossConfig, small
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -88,3 +92,29 @@ def test_a_run_is_kept_apart_from_how_it_was_asked_for(tiny_run):
 def test_retrieval_has_no_use_for_captions(tiny_run, name):
     config = finetuning(task_named(name), find_start(str(tiny_run)))
     assert config.losses.captioning.weight == 0.0 < config.losses.retrieval.weight
+
+
+def test_an_openseed_learns_segments_with_its_own_losses_and_threshold(tmp_path):
+    start = Start(folder=tmp_path, model=small())
+    task = task_named("coco-panoptic")
+    config = finetuning(task, start)
+    assert config.model == small()
+    assert isinstance(config.losses, BoxLossConfig)
+    sizes = {name: part.batch_size for name, part in config.data.parts().items()}
+    assert sizes == {"segmentation": 32, "detection": 0, "image_text": 0}
+    settings = protocol_settings(task, start)
+    assert settings == {"shorter_px": 800, "longest_px": 1333}
+    assert protocol_settings(task, replace(start, model=tiny()))["object_threshold"] == 0.8
+    own = replace(start, run=RECIPES["openseed_scenes"]())
+    assert protocol_settings(task, own) == {}
+    losses = replace(own.run.losses, giou=1.0)
+    again = finetuning(task, replace(own, run=replace(own.run, losses=losses)))
+    assert again.losses == losses
+    assert again.data.detection.batch_size == 0 < own.run.data.detection.batch_size
+
+
+@pytest.mark.parametrize("name", ["refcoco", "coco-captions", "vqav2"])
+def test_an_openseed_learns_nothing_but_segments(tmp_path, name):
+    start = Start(folder=tmp_path, model=small())
+    with pytest.raises(ConfigError, match=rf"--task {name} needs an X-Decoder; .* an OpenSeeD"):
+        finetuning(task_named(name), start)

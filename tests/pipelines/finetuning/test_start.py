@@ -4,6 +4,8 @@ import pytest
 
 from pipelines.errors import CheckpointError, ConfigError
 from pipelines.finetuning.start import find_start
+from xdecoder.openseed.config import small
+from xdecoder.pretrained import settings_document
 
 
 def test_a_run_brings_its_model_and_how_it_was_trained(tiny_run, tiny_config):
@@ -33,8 +35,14 @@ def test_a_converted_folder_brings_its_model_only(tmp_path, tiny_run, tiny_confi
 def test_a_model_of_another_family_is_refused(tmp_path):
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").write_text(json.dumps({"kind": "mask_former", "model": {}}))
-    with pytest.raises(ConfigError, match=r"must be an X-Decoder; .* holds 'mask_former'"):
+    with pytest.raises(ConfigError, match=r"an X-Decoder or an OpenSeeD; .* holds 'mask_former'"):
         find_start(str(tmp_path))
+
+
+def test_a_converted_openseed_is_a_start(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").write_text(json.dumps(settings_document(small())))
+    assert find_start(str(tmp_path)).model == small()
 
 
 def test_nothing_at_all_is_refused(tmp_path):
