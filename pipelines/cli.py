@@ -38,7 +38,7 @@ The same command again continues the run where its newest complete checkpoint is
 EXIT_CODES = """
 exit codes:
   0 finished             2 wrong option or configuration   3 data missing or damaged
-  4 non-finite loss      5 hang                            6 out of memory
+  4 loss diverged        5 hang                            6 out of memory
   75 saved, wants to be requeued (SIGTERM, SIGUSR1, SIGUSR2)   130 saved after Ctrl-C
 """
 

@@ -24,9 +24,9 @@ def goodput(
 ) -> Goodput | None:
     """The goodput of a run up to a moment in seconds since 1970; None before its first start.
 
-    Lost are: waiting in the queue, starting, steps that were taken again after a restart, and
-    steps that were left out. Time between two logging steps is that of the steps between them,
-    saving and drawing included.
+    Lost are: waiting in the queue, starting, steps that were taken again after a restart or a
+    rollback, and steps that were left out. Time between two logging steps is that of the steps
+    between them, saving and drawing included.
     """
     starts = [event["time"] for event in events if event["event"] == "start"]
     if not starts:

@@ -80,9 +80,7 @@ class Rollbacks:
         self._count(jumped, folder, spikes)
         checkpointer.restore(state, folder)
         spikes.go_back((state.data or {}).get("recent_losses", ()))
-        # what was counted goes on with the place in the data; the losses do not
-        kept = {name: value for name, value in (place or {}).items() if name != "recent_losses"}
-        state.data = {**kept, "num_rollbacks": self.total}
+        state.data = place
         self._tell_keys(jumped, state.step, spikes, group)
 
     def _count(self, step: int, folder: Path, spikes: SpikeWatch) -> None:

@@ -7,13 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from pipelines.engine.checkpoint_files import read_tensors
+from pipelines.engine.distributed import Group, ProcessPlace
 from pipelines.engine.rollback import Rollbacks
+from pipelines.engine.spikes import SpikeWatch
 from pipelines.errors import DataError, DivergenceError, ExitCode
 from pipelines.tracking.jsonl import read_events, read_metrics
 
@@ -65,6 +68,9 @@ def test_the_run_goes_on_from_the_checkpoint_with_the_data_after_the_jump(
     source = tmp_path / "back" / "checkpoints" / f"step_{RETURN_STEP:08d}"
     train_tiny(tmp_path / "fresh", *SETTINGS, resume=str(source), make_stream=after_the_jump)
     assert_same_end(tmp_path / "back", tmp_path / "fresh")
+    # the losses of undone steps say nothing about the next jump
+    recent = [state_of(tmp_path / name)["data"]["recent_losses"] for name in ("back", "fresh")]
+    assert recent[0] == recent[1]
     redone = curve(tmp_path / "fresh")
     assert redone.items() <= curve(tmp_path / "back").items()
     assert list(redone) == list(range(RETURN_STEP + 1, 27))
@@ -170,6 +176,23 @@ def test_keys_are_kept_as_long_as_their_steps_can_be_undone() -> None:
             rollbacks.saw_save(step)
     # checkpoints at 9 and 12; the newer one may turn out to be damaged
     assert list(rollbacks._keys) == [10, 11, 12]
+
+
+def test_the_place_in_the_data_is_the_one_thing_that_stays(tmp_path: Path) -> None:
+    def restore(state: Any, folder: Path) -> None:
+        state.step, state.data = 20, {"index": 20, "recent_losses": [1.5, 2.5]}
+
+    spikes = SpikeWatch(action="rollback", sigmas=6.0, window=9, recent=[7.0], gather=lambda x: [x])
+    state: Any = SimpleNamespace(step=22, data={"index": 22})
+    Rollbacks(max_total=1).go_back(
+        state,
+        tmp_path,
+        checkpointer=SimpleNamespace(restore=restore),
+        spikes=spikes,
+        group=Group(ProcessPlace(), is_cuda=False),
+    )
+    assert (state.step, state.data) == (20, {"index": 22})
+    assert spikes.recent == [1.5, 2.5]
 
 
 @pytest.mark.dist
