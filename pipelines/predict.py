@@ -202,18 +202,24 @@ def _check_family(options: argparse.Namespace, model: Pretrained) -> None:
     known = [task for task, each in _TASKS.items() if each.question in ANSWERED[family]]
     if options.task not in known:
         raise ConfigError(
-            f"predict: a {family} knows no {options.task}. Ask it for {', '.join(known)}, or use "
+            f"predict: {_with_article(family)} knows no {options.task}. Ask it for {', '.join(known)}, or use "
             f"{_others(_TASKS[options.task].question)}."
         )
     if options.task == "detection" and options.text and "Grounding" not in ANSWERED[family]:
         raise ConfigError(
-            f"predict: a {family} reads no phrases; got --text for detection. Leave it out, or use "
+            f"predict: {_with_article(family)} reads no phrases; got --text for detection. Leave it out, or use "
             f"{_others('Grounding')}."
         )
 
 
 def _others(question: str) -> str:
-    return " or ".join(f"an {name}" for name, kinds in ANSWERED.items() if question in kinds)
+    families = [name for name, kinds in ANSWERED.items() if question in kinds]
+    return " or ".join(_with_article(name) for name in families)
+
+
+def _with_article(family: str) -> str:
+    # an X-Decoder, an OpenSeeD, a MaskFormer
+    return f"{'an' if family[0] in 'OX' else 'a'} {family}"
 
 
 def _asked(options: argparse.Namespace, model: Pretrained) -> Asked:
