@@ -199,15 +199,16 @@ def _load(options: argparse.Namespace) -> Pretrained:
 
 def _check_family(options: argparse.Namespace, model: Pretrained) -> None:
     family = type(model).__name__
+    who = f"predict: {_with_article(family)}"
     known = [task for task, each in _TASKS.items() if each.question in ANSWERED[family]]
     if options.task not in known:
         raise ConfigError(
-            f"predict: {_with_article(family)} knows no {options.task}. Ask it for {', '.join(known)}, or use "
+            f"{who} knows no {options.task}. Ask it for {', '.join(known)}, or use "
             f"{_others(_TASKS[options.task].question)}."
         )
     if options.task == "detection" and options.text and "Grounding" not in ANSWERED[family]:
         raise ConfigError(
-            f"predict: {_with_article(family)} reads no phrases; got --text for detection. Leave it out, or use "
+            f"{who} reads no phrases; got --text for detection. Leave it out, or use "
             f"{_others('Grounding')}."
         )
 
