@@ -50,7 +50,10 @@ class Backend(Protocol):
         counts: Counts | None,
         seen: Seen | None = None,
     ) -> dict[str, Tensor]:
-        """Weighted loss terms of one micro-batch; `counts` as in `xdecoder.tasks.Task`."""
+        """Weighted loss terms of one micro-batch; `counts` as in `xdecoder.tasks.Task`.
+
+        Costs that cannot be matched raise nothing: a term is not finite, and `seen` has the reason.
+        """
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch."""
