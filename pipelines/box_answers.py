@@ -3,8 +3,9 @@
 Boxes are COCO's: x, y, width and height in pixels of the upright picture.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -25,10 +26,15 @@ from xdecoder.tasks.detection import (
 )
 
 _Corners = tuple[float, float, float, float]
+_Item = TypeVar("_Item")
+_DOUBTFUL = "nothing that fits these well"
 
 
 def detection(model: Pretrained, image: ImageArray, asked: Asked) -> Answer:
-    """Things with names, and the box of each phrase; the surest is drawn on top."""
+    """Things with names, and the box of each phrase; the surest is drawn on top.
+
+    Phrases below the least score are written below the picture; the JSON has the box of each.
+    """
     names, phrases = _found(model, image, asked)
     facts: dict[str, Any] = {}
     drawn: list[DrawnBox] = []
@@ -38,20 +44,20 @@ def detection(model: Pretrained, image: ImageArray, asked: Asked) -> Answer:
         colours = [class_colour(index) for index in names.class_ids.tolist()]
         drawn += _drawn(names.names, names, colours)[::-1]
         regions += _regions(names.masks, colours)[::-1]
-    missed = ""
+    doubtful: list[str] = []
     if phrases is not None:
         facts["phrases"] = _facts("text", phrases.phrases, phrases)
-        boxes = _drawn(phrases.phrases, phrases, [HIGHLIGHT] * len(phrases.phrases), is_dashed=True)
-        missed = ", ".join(
-            phrase
-            for phrase, box in zip(phrases.phrases, boxes, strict=True)
-            if not any(box.box_xyxy_px)
-        )
-        drawn += [box for box in boxes if any(box.box_xyxy_px)]
-        regions += _regions(phrases.masks, [HIGHLIGHT] * len(boxes))
+        colours = [HIGHLIGHT] * len(phrases.phrases)
+        boxes = _drawn(phrases.phrases, phrases, colours, is_dashed=True)
+        is_sure = (phrases.scores >= asked.minimum_score).tolist()
+        drawn += _those(boxes, is_sure)
+        regions += _those(_regions(phrases.masks, colours), is_sure)
+        doubtful = [box.label for box in _those(boxes, [not each for each in is_sure])]
     picture = draw_boxes(image, drawn, regions=regions)
-    if missed or not drawn:
-        picture = with_strip(picture, f"{NOTHING_FOUND}: {missed}" if missed else NOTHING_FOUND)
+    if doubtful:
+        picture = with_strip(picture, ", ".join(doubtful), kicker=_DOUBTFUL)
+    elif not drawn:
+        picture = with_strip(picture, NOTHING_FOUND)
     return Answer(pictures={"": picture}, facts=facts)
 
 
@@ -126,6 +132,10 @@ def _drawn(
         )
         for (text, score, corners), colour in zip(_rows(texts, found), colours, strict=True)
     ]
+
+
+def _those(items: Sequence[_Item], is_chosen: Sequence[bool]) -> list[_Item]:
+    return list(itertools.compress(items, is_chosen))
 
 
 def _rows(texts: Sequence[str], found: Any) -> list[tuple[str, float, _Corners]]:

@@ -114,6 +114,19 @@ def test_phrases_are_drawn_dashed_and_names_not(
     assert scores == sorted(scores)
 
 
+def test_a_phrase_that_fits_badly_is_written_below(boxes_run: Path, photo: Path) -> None:
+    stem = photo.parent / "out" / "photo_detection.png"
+    sizes = []
+    for limit in ("0", "1"):
+        asked = ("--text", "a mug", "--minimum-score", limit)
+        assert predicted(boxes_run, photo, "detection", *asked) == 0
+        assert facts_of(photo, "detection")["phrases"][0]["score"] < 1
+        with Image.open(stem) as picture:
+            sizes.append(picture.size)
+    assert sizes[1][0] == sizes[0][0]
+    assert sizes[1][1] > sizes[0][1]
+
+
 def test_nothing_is_said_to_be_found(boxes_run: Path, photo: Path) -> None:
     words = ("--vocabulary", "cup", "--minimum-score", "1")
     assert predicted(boxes_run, photo, "detection", *words) == 0
