@@ -49,6 +49,7 @@ class BoxGraph(nn.Module):
         super().__init__()
         self.model = model
         self.register_buffer("name_vectors", name_vectors(model, names))
+        self.name_vectors: Tensor
 
     def forward(
         self, images: Float[Tensor, "b 3 h w"]

@@ -39,12 +39,22 @@ def prediction_of_run(config: RunConfig) -> PredictionConfig:
 
 
 def _trained_names(config: RunConfig) -> Vocabulary | None:
-    """The classes of all shards that are here, each once."""
+    """The classes of all shards that are here, each once; of those for boxes, the things."""
+    data = config.data
     is_thing: dict[str, bool] = {}
-    for folder in map(Path, config.data.segmentation.shards):
-        if (folder / MANIFEST_NAME).is_file():
-            manifest = read_manifest(folder)
-            is_thing |= dict(zip(manifest.names, manifest.is_thing, strict=True))
+    for folder in map(Path, data.segmentation.shards):
+        is_thing |= _classes(folder)
+    for folder in map(Path, data.detection.shards if data.detection.batch_size else ()):
+        things = [name for name, thing in _classes(folder).items() if thing]
+        is_thing |= {name: True for name in things if name not in is_thing}
     if not is_thing:
         return None
     return Vocabulary(names=tuple(is_thing), is_thing=tuple(is_thing.values()))
+
+
+def _classes(folder: Path) -> dict[str, bool]:
+    """The classes of a folder and which are things; none where it is not here."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return {}
+    manifest = read_manifest(folder)
+    return dict(zip(manifest.names, manifest.is_thing, strict=True))

@@ -2,8 +2,11 @@ import dataclasses
 from pathlib import Path
 
 from pipelines.config import RunConfig
+from pipelines.data.shards import Manifest, write_manifest
 from pipelines.prediction import prediction_of_run
 from pipelines.prepare import main as prepare
+from pipelines.recipes import RECIPES
+from xdecoder.batch import Vocabulary
 from xdecoder.mask_former.config import MaskFormerConfig, QueryDecoderConfig, maskformer_losses
 
 
@@ -43,3 +46,30 @@ def test_maskformer_keeps_its_own_rules(tiny_config: RunConfig) -> None:
     found = prediction_of_run(config)
     assert found.keeps_faint_pixels
     assert found.object_threshold == 0.8
+
+
+def test_openseed_is_asked_for_the_names_of_both_kinds_of_shards(tmp_path: Path) -> None:
+    names = {"masks": ("cat", "sky"), "boxes": ("dog", "cat", "grass")}
+    for folder, classes in names.items():
+        (tmp_path / folder).mkdir()
+        manifest = Manifest(
+            source={},
+            names=classes,
+            is_thing=tuple(name not in ("sky", "grass") for name in classes),
+            splits={},
+        )
+        write_manifest(tmp_path / folder, manifest)
+    config = RECIPES["openseed_scenes"]()
+    data = dataclasses.replace(
+        config.data,
+        segmentation=dataclasses.replace(config.data.segmentation, shards=(f"{tmp_path}/masks",)),
+        detection=dataclasses.replace(config.data.detection, shards=(f"{tmp_path}/boxes",)),
+    )
+    found = prediction_of_run(dataclasses.replace(config, data=data))
+    assert found.vocabulary == Vocabulary.of("cat", "sky", "dog", stuff=("sky",))
+    assert found.object_threshold == 0.25
+    assert found.templates == config.losses.templates
+    no_boxes = dataclasses.replace(data.detection, batch_size=0)
+    only_masks = dataclasses.replace(data, detection=no_boxes)
+    found = prediction_of_run(dataclasses.replace(config, data=only_masks))
+    assert found.vocabulary == Vocabulary.of("cat", "sky", stuff=("sky",))

@@ -1,6 +1,7 @@
 """Models from folders of every kind that there is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from xdecoder.mask_former.build import build_mask_former
 from xdecoder.mask_former.config import MaskFormerConfig, QueryDecoderConfig, ResNetConfig
 from xdecoder.mask_former.model import MaskFormer
 from xdecoder.model import XDecoder
-from xdecoder.prediction import PredictionConfig, released_prediction
+from xdecoder.openseed.build import build_openseed
+from xdecoder.openseed.config import small
+from xdecoder.openseed.model import OpenSeeD
+from xdecoder.prediction import PredictionConfig, openseed_prediction, released_prediction
 from xdecoder.pretrained import load_pretrained, settings_document, weights_hash
 from xdecoder.tasks.open_vocabulary import Semantic
 
@@ -95,6 +99,25 @@ def test_mask_former_loads_in_the_same_way(tmp_path):
     assert isinstance(load_pretrained(folder), MaskFormer)
     with pytest.raises(CheckpointError, match=r"it holds a MaskFormer. Call MaskFormer\.from_pre"):
         XDecoder.from_pretrained(folder)
+
+
+def test_openseed_loads_in_the_same_way(tmp_path, folder):
+    config = small()
+    backbone = replace(config.backbone, name="test_efficientnet", weights="random")
+    config = replace(config, backbone=backbone)
+    model = build_openseed(config)
+    own = PredictionConfig(templates=("the {}.",), object_threshold=0.3)
+    made = write(tmp_path / "boxes", model, config, prediction=None)
+    loaded = OpenSeeD.from_pretrained(made)
+    assert weights_hash(loaded) == weights_hash(model)
+    assert loaded.prediction == openseed_prediction()
+    assert (loaded.prediction.object_threshold, len(loaded.prediction.templates)) == (0.25, 81)
+    (made / "config.json").write_text(json.dumps(settings_document(config, own)))
+    assert OpenSeeD.from_pretrained(made).prediction == own
+    with pytest.raises(CheckpointError, match=r"it holds a OpenSeeD\. Call OpenSeeD\.from_pre"):
+        XDecoder.from_pretrained(made)
+    with pytest.raises(CheckpointError, match=r"must hold a model of the kind OpenSeeD; it holds"):
+        OpenSeeD.from_pretrained(folder)
 
 
 def test_what_is_no_model_is_refused(tmp_path, folder):
