@@ -53,16 +53,17 @@ def test_older_start_ends_without_writing_and_the_newer_one_is_not_disturbed(
 
 
 class HeldBack:
-    """`write_tensors` that stops in the middle of the first checkpoint until it is let go on."""
+    """`write_tensors` that stops after the first file of each checkpoint until it is let go on."""
 
     def __init__(self) -> None:
-        self.is_inside, self.may_go_on = threading.Event(), threading.Event()
+        self.is_inside = {1.0: threading.Event(), 2.0: threading.Event()}
+        self.may_go_on = {1.0: threading.Event(), 2.0: threading.Event()}
 
     def __call__(self, path: Path, tensors: Any) -> None:
         write_tensors(path, tensors)
-        if tensors["w"][0] == 1:
-            self.is_inside.set()
-            assert self.may_go_on.wait(timeout=60)
+        value = tensors["w"][0].item()
+        self.is_inside[value].set()
+        assert self.may_go_on[value].wait(timeout=60)
 
 
 def write(root: Path, value: float) -> Writer:
@@ -79,12 +80,15 @@ def test_a_start_that_still_writes_cannot_disturb_the_next_one(
     root.mkdir()
     monkeypatch.setattr(checkpoint_writer, "write_tensors", held_back)
     older = write(root, 1.0)
-    assert held_back.is_inside.wait(timeout=60)
+    assert held_back.is_inside[1.0].wait(timeout=60)
     # the same step, while the older start is in the middle of its files
-    folder = write(root, 2.0).result().folder
-    held_back.may_go_on.set()
+    newer = write(root, 2.0)
+    assert held_back.is_inside[2.0].wait(timeout=60)
+    held_back.may_go_on[1.0].set()
     with pytest.raises(ConfigError, match="belongs to a newer start of this run"):
         older.result()
+    held_back.may_go_on[2.0].set()
+    folder = newer.result().folder
     verify(folder)
     for name in ("a", "b"):
         assert read_tensors(folder / f"{name}.safetensors")["w"].tolist() == [2.0, 2.0]
