@@ -124,6 +124,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=X,Y,X,Y",
         help="whose mask is wanted, in pixels; repeatable",
     )
+    _add_text_options(parser)
+    return parser
+
+
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
     captions = parser.add_argument_group("captioning, referring_captioning")
     captions.add_argument("--beams", type=int, default=1, help="1 is greedy")
     captions.add_argument("--max-tokens", type=int, help="default: the model's own")
@@ -135,7 +140,6 @@ def parser() -> argparse.ArgumentParser:
     edits.add_argument("--prompt", default=EMPTY_SCENE, help="default removes: %(default)r")
     edits.add_argument("--steps", type=int, default=50, help="of the pipeline")
     edits.add_argument("--seed", type=int, default=0, help="of the pipeline")
-    return parser
 
 
 def run(options: argparse.Namespace) -> ExitCode:

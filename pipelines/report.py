@@ -16,9 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.cli import main_of
-from pipelines.engine.checkpoint import find_checkpoint, load_model
 from pipelines.errors import CheckpointError, DataError, ExitCode
-from pipelines.evaluation.options import options_of_run
+from pipelines.evaluation.loading import load_evaluated
 from pipelines.evaluation.panels import make_panels
 from pipelines.evaluation.published import (
     PUBLISHED,
@@ -181,7 +180,9 @@ def _evaluated_panels(
     best, worst = best_and_worst(report, count, key=key)
     name = report.get("data_set", "")
     try:
-        model, config = load_model(find_checkpoint(Path(report["checkpoint"]["folder"])))
+        loaded = load_evaluated(
+            Path(report["checkpoint"]["folder"]), ema=report.get("is_averaged", True)
+        )
         data = data_of_report(report)
         panels = []
         for kind, ids in (("best", best), ("worst", worst)):
@@ -190,8 +191,9 @@ def _evaluated_panels(
             }
             path = folder / "eval" / f"panels_{name}_{kind}.png"
             if ids:
-                options = options_of_run(config)
-                make_panels(model, data, ids, path, options=options, headings=headings)
+                make_panels(
+                    loaded.model, data, ids, path, options=loaded.options, headings=headings
+                )
                 panels.append((f"The {kind} images of {name} by {_QUALITIES[key]}", path))
     except (CheckpointError, DataError) as error:
         _log.warning("report: no panels of evaluated images of %s: %s", name, error)

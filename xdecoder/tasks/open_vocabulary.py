@@ -177,7 +177,7 @@ def class_columns(model: MaskFormer, names: Sequence[str]) -> list[int]:
             raise ValueError(
                 f"segmentation: this model finds only its own {len(model.class_names)} classes; "
                 f"{name!r} is none of them{f', the nearest is {near[0]!r}' if near else ''}. "
-                "Leave it out, or ask an X-Decoder."
+                "Leave it out, or ask an X-Decoder or an OpenSeeD."
             )
     return [place_of.get(name, place_of.get(plain_name(name), -1)) for name in names]
 
