@@ -3,7 +3,8 @@
     python benchmarks/scaling.py
 
 1. Two processes time collectives of many sizes: bandwidth and latency of their link.
-2. One rank trains the embedded scenes with two batch sizes: achieved rate, and overhead of a step.
+2. One rank trains the embedded scenes with two batch sizes, beside a second that does the same and
+   knows nothing of it: achieved rate while all cores are busy, and overhead of a step.
 3. The model predicts the step of two ranks, and the memory of each; two ranks are then measured.
 
 Writes benchmarks/results/<machine>/scaling.json.
@@ -14,6 +15,7 @@ import contextlib
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -67,6 +69,7 @@ def main() -> None:
         "collectives": [{"bytes": size, "seconds": seconds} for size, seconds in times],
         "achieved_flops": machine.flops,
         "overhead_seconds": machine.overhead,
+        "one_rank_seconds": {"small": small["seconds"], "large": large["seconds"]},
         "comparison": [
             dict(zip(("what", "predicted", "measured"), row, strict=False)) for row in rows
         ],
@@ -137,20 +140,35 @@ def assignments(shards: Path, batch: tuple[int, int]) -> list[str]:
 
 
 def measured_run(folder: Path, shards: Path, batch: tuple[int, int], *, ranks: int) -> dict:
-    """Seconds of the least disturbed step, memory of a rank, and the work that a step was."""
-    name = f"{ranks}x{batch[0]}"
+    """Seconds of the usual step, memory of a rank, and the work that a step was.
+
+    One rank shares the machine with another one, as each of two ranks does: what cores take from
+    each other is the machine's rate, not communication.
+    """
+    names = [f"{ranks}x{batch[0]}"]
+    names += [f"{names[0]}-beside"] if ranks == 1 else []
+    running = [train(folder / name, shards, batch, ranks=ranks) for name in names]
+    for name, process in zip(names, running, strict=True):
+        if process.wait():
+            raise SystemExit(f"scaling: training must end well; see {folder / name}.log")
+    rows = read_metrics(folder / names[0])[NUM_WARM:]
+    return {
+        "work": counted_work(run_config(shards, batch)),
+        "seconds": statistics.median(row["seconds_per_step"] for row in rows),
+        "gib": max(row["memory_gib"] for row in rows),
+    }
+
+
+def train(
+    out: Path, shards: Path, batch: tuple[int, int], *, ranks: int
+) -> subprocess.Popen[bytes]:
     words = [word for change in assignments(shards, batch) for word in ("--set", change)]
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    run = ["-m", "pipelines.pretrain", "--output-dir", str(folder / name), *words]
-    subprocess.run([*launcher, *run], cwd=REPOSITORY, check=True, capture_output=True)
-    rows = read_metrics(folder / name)[NUM_WARM:]
-    return {
-        "work": counted_work(run_config(shards, batch)),
-        "seconds": min(row["seconds_per_step"] for row in rows),
-        "gib": max(row["memory_gib"] for row in rows),
-    }
+    run = ["-m", "pipelines.pretrain", "--output-dir", str(out), *words]
+    with Path(f"{out}.log").open("wb") as log:
+        return subprocess.Popen([*launcher, *run], cwd=REPOSITORY, stdout=log, stderr=log)
 
 
 def counted_work(config: RunConfig) -> Work:
