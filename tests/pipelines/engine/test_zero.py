@@ -30,7 +30,7 @@ pytestmark = [
     ),
 ]
 REPOSITORY = Path(__file__).resolve().parents[3]
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 400
 # what every rounding of a float32 sum may grow to in twenty steps of AdamW
 TOLERANCE = 1e-6
 Rows = list[dict[str, float]]
