@@ -15,7 +15,7 @@ from pipelines.box_drawing import DrawnBox, draw_boxes
 from pipelines.drawing import HIGHLIGHT, DrawnSegment, class_colour, with_strip
 from pipelines.errors import ConfigError
 from xdecoder.images import ImageArray
-from xdecoder.openseed.questions import MasksOfBoxes
+from xdecoder.openseed.questions import MasksOfBoxes, has_area
 from xdecoder.pretrained import Pretrained
 from xdecoder.tasks.detection import (
     Detection,
@@ -49,10 +49,10 @@ def detection(model: Pretrained, image: ImageArray, asked: Asked) -> Answer:
         facts["phrases"] = _facts("text", phrases.phrases, phrases)
         colours = [HIGHLIGHT] * len(phrases.phrases)
         boxes = _drawn(phrases.phrases, phrases, colours, is_dashed=True)
-        is_sure = (phrases.scores >= asked.minimum_score).tolist()
+        is_sure = (phrases.scores >= asked.minimum_score) & has_area(phrases.boxes_xyxy_px)
         drawn += _those(boxes, is_sure)
         regions += _those(_regions(phrases.masks, colours), is_sure)
-        doubtful = [box.label for box in _those(boxes, [not each for each in is_sure])]
+        doubtful = [box.label for box in _those(boxes, ~is_sure)]
     picture = draw_boxes(image, drawn, regions=regions)
     if doubtful:
         picture = with_strip(picture, ", ".join(doubtful), kicker=_DOUBTFUL)
@@ -134,8 +134,8 @@ def _drawn(
     ]
 
 
-def _those(items: Sequence[_Item], is_chosen: Sequence[bool]) -> list[_Item]:
-    return list(itertools.compress(items, is_chosen))
+def _those(items: Sequence[_Item], is_chosen: Bool[Tensor, " n"]) -> list[_Item]:
+    return list(itertools.compress(items, is_chosen.tolist()))
 
 
 def _rows(texts: Sequence[str], found: Any) -> list[tuple[str, float, _Corners]]:

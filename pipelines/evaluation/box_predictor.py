@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -50,6 +51,7 @@ class BoxPredictor(SegmentsOnly):
             for image in images
         ]
 
+    @torch.no_grad()
     def refer(self, image: ImageArray, phrases: Sequence[str]) -> list[Bool[np.ndarray, "h w"]]:
         """The region of the query that each phrase fits best; every phrase on its own."""
         looked, regions = self._look(image), []

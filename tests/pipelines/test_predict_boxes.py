@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipelines.box_drawing import draw_boxes
 from pipelines.predict import main
 from xdecoder.prediction import ANSWERED
+from xdecoder.tasks.detection import FoundPhrases
 
 SIZE_HW = (50, 90)
 
@@ -125,6 +127,23 @@ def test_a_phrase_that_fits_badly_is_written_below(boxes_run: Path, photo: Path)
             sizes.append(picture.size)
     assert sizes[1][0] == sizes[0][0]
     assert sizes[1][1] > sizes[0][1]
+
+
+def test_a_phrase_without_a_box_is_not_drawn(
+    tiny_run: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = FoundPhrases(("a mug",), torch.zeros(1), torch.zeros(1, 4), None)
+    drawn: list[Any] = []
+
+    def kept(image: Any, boxes: Any, **more: Any) -> Image.Image:
+        drawn.append(list(boxes))
+        return draw_boxes(image, boxes, **more)
+
+    monkeypatch.setattr("pipelines.box_answers._found", lambda *_: (None, nothing))
+    monkeypatch.setattr("pipelines.box_answers.draw_boxes", kept)
+    assert predicted(tiny_run, photo, "detection", "--text", "a mug") == 0
+    assert drawn == [[]]
+    assert facts_of(photo, "detection")["phrases"][0]["bbox"] == [0, 0, 0, 0]
 
 
 def test_nothing_is_said_to_be_found(boxes_run: Path, photo: Path) -> None:
