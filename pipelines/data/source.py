@@ -1,5 +1,6 @@
 """The folders of shards that a run reads: of each, the samples that one task can use."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,10 @@ def open_sources(config: DataConfig) -> Sources:
     _require_room(cache, sources, config.shuffle_window)
     opened = [(source.name, source.manifest) for part in sources.values() for source in part]
     check_protection(opened, config.protected)
+    if cache is not None:
+        # a worker that inherits old connections waits a second for each, as the thread that would
+        # close them is not in it
+        gc.collect()
     return sources
 
 
