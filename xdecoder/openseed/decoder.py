@@ -78,6 +78,11 @@ class BoxHeads(nn.Module):
         """Similarity of states, as they are, to the names."""
         return class_logits(self.class_projection(states), names.embeddings, names.logit_scale)
 
+    def shifts(self, states: Float[Tensor, "b q c"]) -> Float[Tensor, "b q 4"]:
+        """Changes of boxes as logits; coordinates are not computed in 16 bits under autocast."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.box_mlp(states.to(self.norm.weight.dtype))
+
     def forward(
         self,
         states: Float[Tensor, "b q c"],
@@ -194,7 +199,7 @@ class BoxDecoder(nn.Module):
         index = most_nameable(self.heads.named(states, names), is_valid, count)[..., None]
         states = states.gather(1, index.expand(-1, -1, self.dim))
         chosen = boxes[index.squeeze(-1)]  # [B, Q, 4]
-        return _Queries(states, self.heads.box_mlp(states) + chosen)
+        return _Queries(states, self.heads.shifts(states) + chosen)
 
     def _with_background(self, chosen: _Queries) -> _Queries:
         shape = (len(chosen.states), -1, -1)
@@ -231,10 +236,10 @@ class BoxDecoder(nn.Module):
             positions = self.position_mlp(sine_boxes(boxes, self.dim))
             states = layer(states, positions, boxes, memory, may_attend)
             normed = self.heads.norm(states)
-            predicted = (self.heads.box_mlp(normed) + logit(carried)).sigmoid()
+            predicted = (self.heads.shifts(normed) + logit(carried)).sigmoid()
             shown = normed if self.norms_twice else states
             predictions.append(self.heads(shown, predicted, names))
-            boxes = (self.heads.box_mlp(states) + logit(boxes)).sigmoid()
+            boxes = (self.heads.shifts(states) + logit(boxes)).sigmoid()
             carried = boxes
         return predictions
 

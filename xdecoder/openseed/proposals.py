@@ -21,13 +21,15 @@ def proposals(
 ) -> tuple[Float[Tensor, "s 4"], Bool[Tensor, " s"]]:
     """A box around each place, as logits of centre and size, and whether it may be chosen.
 
-    Levels come coarse to fine. Boxes that may not be chosen are infinite.
+    Levels come coarse to fine. Boxes that may not be chosen are infinite. They are at least
+    float32: 16 bits would be off by pixels.
     """
+    dtype = torch.promote_types(like.dtype, torch.float32)
     boxes = []
     for level, (height, width) in enumerate(level_sizes_hw):
         power = level if sizes == "against_stride" else len(level_sizes_hw) - 1 - level
-        y01 = (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5) / height
-        x01 = (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5) / width
+        y01 = (torch.arange(height, device=like.device, dtype=dtype) + 0.5) / height
+        x01 = (torch.arange(width, device=like.device, dtype=dtype) + 0.5) / width
         grid_y, grid_x = torch.meshgrid(y01, x01, indexing="ij")
         side = torch.full_like(grid_x, _FIRST_SIDE01 * 2.0**power)
         boxes.append(torch.stack([grid_x, grid_y, side, side], -1).flatten(0, 1))  # [H*W, 4]
