@@ -62,6 +62,6 @@ def openseed_scenes() -> RunConfig:
         ),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=20),
         checkpoint=CheckpointConfig(every_steps=100),
-        tracking=TrackingConfig(log_every=10, panels_every=0),
+        tracking=TrackingConfig(log_every=10, panels_every=200),
         evaluation=EvaluationConfig(root="data/scenes", split="val"),
     )
