@@ -71,11 +71,11 @@ def assisted(
 ) -> BoxedTargets:
     """The targets with the masks that the model decodes for them, where these are good enough.
 
-    A mask counts if the box around it is nearly the given one and if it is sure of itself; how well
-    the name fits says nothing, because the query is made of the name. Such a mask is cut to its
-    box, outside of which there is nothing of the target. In a box whose mask does not count nobody
-    knows whose a pixel is, so it is unknown to the other targets of the image: as a piece of their
-    outside it would teach that what has no masks yet has none.
+    A mask counts if the box around it is nearly the given one (and, if asked for, if it is sure of
+    itself); how well the name fits says nothing, because the query is made of the name. Such a mask
+    is cut to its box, outside of which there is nothing of the target. In a box whose mask does not
+    count nobody knows whose a pixel is, so it is unknown to the other targets of the image: as a
+    piece of their outside it would teach that what has no masks yet has none.
     """
     found = conditioned_masks(
         model,

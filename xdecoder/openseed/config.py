@@ -118,12 +118,13 @@ class AssistanceConfig:
     """Masks that the model decodes for boxes without masks, and then learns from.
 
     minimum_iou: of the box around the decoded mask and the given one. minimum_quality: mean
-    probability of the pixels of the mask that lie in the given box.
+    probability of the pixels of the mask that lie in the given box; 0 = any, because early masks
+    are never sure and later ones come from them.
     """
 
     is_on: bool = True
     minimum_iou: float = 0.7
-    minimum_quality: float = 0.8
+    minimum_quality: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.minimum_iou <= 1 or not 0 <= self.minimum_quality <= 1:

@@ -114,7 +114,8 @@ def test_masks_that_miss_their_boxes_or_doubt_themselves_do_not_count(
 ):
     _given_logits(monkeypatch, bad, *_FULL[1:])
     pyramid = _pyramid(tiny_model, images)
-    found = assisted(tiny_model, pyramid, _NAMES, _targets(), AssistanceConfig(), _CANVAS_HW)
+    config = AssistanceConfig(minimum_quality=0.8)
+    found = assisted(tiny_model, pyramid, _NAMES, _targets(), config, _CANVAS_HW)
     assert found.has_mask.tolist() == [False, True, True]
 
 
