@@ -31,8 +31,10 @@ def openseed_scenes() -> RunConfig:
 
     Of the second folder only boxes are read, as if nobody had drawn masks.
 
-    Hardware: 2 CPU cores. Time: not measured.
-    Expected: not yet run.
+    Hardware: one CPU core. Time: 4 to 13 minutes on a shared one.
+    Expected: benchmarks/boxes_to_masks.py trains it on masks of three shapes and boxes of six, with
+    1000 scenes each: mask AP 51 and box AP 64 on shapes with masks, 17 and 61 on the others, means
+    of three seeds on 200 unseen scenes.
     """
     # colour words matter here, so colours stay as they are
     augment = AugmentConfig(flip_prob=0.5)
