@@ -12,9 +12,12 @@ in tests/pipelines/engine, test_zero.py or test_self_check.py:
 - F  `gradient_clipping` has a default of 1.0, so it is always set;
 - G  ZeRO-3 replaces the linear layer of the whole process by one that adds the bias after rounding,
      for good: here it lasts as long as a forward and a backward that need it;
+- H  ZeRO-3 finds tensors in tuples, lists and dictionaries only, so a module that answers with a
+     dataclass has no weights of its own in the backward: `_see_dataclasses`;
 - its own Adam is compiled at first use, minutes on a CPU: torch's AdamW is passed in instead.
 """
 
+import dataclasses
 import logging
 import math
 import os
@@ -78,6 +81,7 @@ class DeepSpeedBackend:
         # a fused step is one kernel per group on flat partitions either way
         optimizer = build_optimizer(groups, config, is_fused=False)
         num_values = sum(group.num_values for group in groups)
+        _see_dataclasses()
         with _linear_layer(nn.functional.linear):
             self._engine, *_ = self._deepspeed.initialize(
                 model=module,
@@ -236,6 +240,31 @@ def _import_deepspeed(*, is_cuda: bool) -> Any:
         # a communication kernel that it would compile at start; gloo does the same work
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _see_dataclasses() -> None:
+    """Have ZeRO-3 look for tensors in dataclasses too, once for the process.
+
+    It gathers a module's weights again when a gradient reaches a tensor that the module returned,
+    and lets go of them when one reaches a tensor that it was given.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+
+    known = parameter_offload.apply_to_tensors_only
+    if known.__module__ == __name__:
+        return
+
+    def applied(function: Callable[..., Any], value: Any, warning_msg_fn: Any = None) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            names = [each.name for each in dataclasses.fields(value) if each.init]
+            parts = {name: applied(function, getattr(value, name)) for name in names}
+            return dataclasses.replace(value, **parts)
+        if isinstance(value, tuple | list):
+            inner = [applied(function, each) for each in value]
+            return type(value)(*inner) if hasattr(value, "_fields") else type(value)(inner)
+        return known(function, value, warning_msg_fn)
+
+    parameter_offload.apply_to_tensors_only = applied
 
 
 @contextmanager

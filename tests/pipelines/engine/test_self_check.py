@@ -59,6 +59,17 @@ def test_gradients_of_the_step_before_fail_it(monkeypatch: pytest.MonkeyPatch) -
         check(zero_stage=3)
 
 
+def test_dataclasses_that_nobody_looks_into_fail_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.runtime.zero import parameter_offload, utils
+
+    from pipelines.engine import deepspeed_backend
+
+    monkeypatch.setattr(deepspeed_backend, "_see_dataclasses", lambda: None)
+    monkeypatch.setattr(parameter_offload, "apply_to_tensors_only", utils.apply_to_tensors_only)
+    with pytest.raises(RuntimeError, match="must match the size of tensor"):
+        check(zero_stage=3)
+
+
 def test_gradients_that_offloading_loses_fail_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipelines.engine import deepspeed_backend
     from pipelines.engine.deepspeed_backend import DeepSpeedBackend
