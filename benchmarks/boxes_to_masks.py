@@ -73,12 +73,10 @@ def main() -> None:
     data = prepare(out, seed=options.data_seed, num_scenes=options.scenes)
     runs = [
         Run(condition=condition, seed=seed, folder=out / f"{condition}_{seed}")
-        for seed, condition in product(options.seeds, options.only or CONDITIONS)
+        for seed, condition in product(options.seeds, options.only)
     ]
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(lambda run: train_and_measure(run, data, options.steps), runs))
-    if options.only:
-        return
     found = {(run.condition, run.seed): json.loads(run.scores.read_text()) for run in runs}
     summary = summarised(found)
     show(summary)
@@ -92,7 +90,7 @@ def main() -> None:
         "unseen_scenes": NUM_UNSEEN,
         "iou_of_whole_boxes": whole_boxes(data / "scenes"),
         "summary": summary,
-        "runs": [{"condition": c, "seed": s, **values} for (c, s), values in found.items()],
+        "runs": [{"condition": c, "seed": s} | values for (c, s), values in found.items()],
     }
     path = options.json or machine_folder("cpu") / "boxes_to_masks.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
@@ -104,7 +102,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "runs/boxes_to_masks")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=tuple(CONDITIONS), help="train, no table")
+    parser.add_argument("--only", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS))
     parser.add_argument("--scenes", type=int, default=NUM_SCENES, help="to choose halves from")
     parser.add_argument("--data-seed", type=int, default=0, help="of the scenes")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, a thread each")
@@ -178,6 +176,12 @@ def write_half(
 def train_and_measure(one: Run, data: Path, steps: int) -> None:
     """Train, evaluate and measure, unless that was done."""
     if one.scores.is_file():
+        seen = json.loads(one.scores.read_text())["steps"]
+        if seen != steps:
+            raise SystemExit(
+                f"boxes_to_masks: {one.folder} must be of --steps {steps}; it has {seen}. Choose "
+                "another --out."
+            )
         return
     changes = (
         *(f"data.{task}.shards={data / 'shards' / half}" for task, half in _HALVES.items()),
@@ -197,6 +201,7 @@ def train_and_measure(one: Run, data: Path, steps: int) -> None:
     per_class = report["details"]["per_class"]
     torch.set_num_threads(1)
     values: dict[str, Any] = {
+        "steps": steps,
         "mask_ap": {name: per_class[name]["ap"] for name in SHAPES},
         "box_ap": {name: per_class[name]["box_ap"] for name in SHAPES},
         "pq_stuff": report["pq_stuff"],
@@ -212,13 +217,14 @@ _HALVES = {"segmentation": "masks", "detection": "boxes"}
 
 
 def summarised(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean, least and most over the seeds: of each condition, and of its gain over `neither`."""
+    """Mean, least and most over the seeds: of each condition, and of its gain over the first."""
     groups = {"boxes_only": BOXES_ONLY, "with_masks": WITH_MASKS}
     seeds = sorted({seed for _, seed in found})
+    conditions = list(dict.fromkeys(condition for condition, _ in found))
     summary: dict[str, Any] = {}
-    for condition, figure, (group, names) in product(CONDITIONS, FIGURES, groups.items()):
+    for condition, figure, (group, names) in product(conditions, FIGURES, groups.items()):
         values = [mean_of(found[condition, seed][figure], names) for seed in seeds]
-        first = [mean_of(found["neither", seed][figure], names) for seed in seeds]
+        first = [mean_of(found[conditions[0], seed][figure], names) for seed in seeds]
         gains = [value - base for value, base in zip(values, first, strict=True)]
         row = summary.setdefault(condition, {}).setdefault(group, {})
         row[figure] = {**spread(values), "gain": spread(gains)}

@@ -23,7 +23,7 @@ def test_boxes_are_learnt_without_masks_and_give_masks_where_that_is_learnt(tmp_
     subprocess.run(
         [sys.executable, "benchmarks/boxes_to_masks.py", "--out", str(tmp_path),
          "--steps", str(NUM_STEPS), "--scenes", str(NUM_SCENES), "--seeds", "0",
-         "--only", *CONDITIONS],
+         "--only", *CONDITIONS, "--json", str(tmp_path / "table.json")],
         check=True, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     found = {
