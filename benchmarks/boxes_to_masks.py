@@ -39,6 +39,8 @@ NUM_SCENES, NUM_UNSEEN = 6000, 200
 SCENES_PER_HALF = 6
 CHECKPOINT_EVERY = 100
 
+# which half each batch of a step comes from
+HALVES = {"segmentation": "masks", "detection": "boxes"}
 NO_ASSISTANCE = "losses.assistance.is_on=false"
 CONDITIONS = {
     "neither": ("losses.learns_conditioned_masks=false", NO_ASSISTANCE),
@@ -156,7 +158,7 @@ def write_half(
     for each in annotations:
         if kind == "instances":
             # boxes are all that the second half is told
-            each["segmentation"] = []
+            each |= {"segmentation": [], "area": each["bbox"][2] * each["bbox"][3]}
         seen = {segment["category_id"] for segment in each.get("segments_info", ())}
         if not seen <= kept:
             raise SystemExit(f"boxes_to_masks: image {each['image_id']} shows other names.")
@@ -184,7 +186,7 @@ def train_and_measure(one: Run, data: Path, steps: int) -> None:
             )
         return
     changes = (
-        *(f"data.{task}.shards={data / 'shards' / half}" for task, half in _HALVES.items()),
+        *(f"data.{task}.shards={data / 'shards' / half}" for task, half in HALVES.items()),
         f"steps={steps}",
         f"seed={one.seed}",
         f"checkpoint.every_steps={CHECKPOINT_EVERY}",
@@ -211,9 +213,6 @@ def train_and_measure(one: Run, data: Path, steps: int) -> None:
         values["assistance"] = assistance(one.folder, data / "scenes", SHAPES, BOXES_ONLY)
     one.scores.write_text(json.dumps(values, indent=1) + "\n")
     print(one.folder.name, {key: mean_of(values[key], BOXES_ONLY) for key in FIGURES}, flush=True)
-
-
-_HALVES = {"segmentation": "masks", "detection": "boxes"}
 
 
 def summarised(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
