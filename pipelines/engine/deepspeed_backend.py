@@ -258,7 +258,9 @@ def _see_dataclasses() -> None:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             names = [each.name for each in dataclasses.fields(value) if each.init]
             parts = {name: applied(function, getattr(value, name)) for name in names}
-            return dataclasses.replace(value, **parts)
+            # what holds no tensors stays itself: others may write to it
+            is_same = all(part is getattr(value, name) for name, part in parts.items())
+            return value if is_same else dataclasses.replace(value, **parts)
         if isinstance(value, tuple | list):
             inner = [applied(function, each) for each in value]
             return type(value)(*inner) if hasattr(value, "_fields") else type(value)(inner)
