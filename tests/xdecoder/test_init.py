@@ -20,5 +20,6 @@ def test_short_names_are_loaded_when_asked_for() -> None:
 
 
 def test_another_name_is_refused_with_those_there_are() -> None:
-    with pytest.raises(AttributeError, match="has no 'YDecoder'; it has Captioning, Detection, Editing"):
+    names = "Captioning, Detection, Editing"
+    with pytest.raises(AttributeError, match=f"has no 'YDecoder'; it has {names}"):
         xdecoder.YDecoder
