@@ -23,15 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from boxes_to_masks_measures import assistance, given_boxes, whole_boxes
+from harness import machine_folder, machine_info, print_table
+
+from pipelines.scenes.vocabulary import SHAPES, STUFF
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path.insert(0, str(REPOSITORY))
-
-from benchmarks.boxes_to_masks_measures import assistance, given_boxes, whole_boxes  # noqa: E402
-from benchmarks.harness import machine_folder, machine_info, print_table  # noqa: E402
-from pipelines.scenes.vocabulary import SHAPES, STUFF  # noqa: E402
-
 WITH_MASKS = ("circle", "square", "triangle")
 BOXES_ONLY = tuple(name for name in SHAPES if name not in WITH_MASKS)
 NUM_SCENES, NUM_UNSEEN = 6000, 200

@@ -4,27 +4,22 @@ python benchmarks/boxes_to_masks_pictures.py --out runs/boxes_to_masks --picture
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from boxes_to_masks import BOXES_ONLY, CONDITIONS, REPOSITORY
+from boxes_to_masks_measures import Things, unseen
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path.insert(0, str(REPOSITORY))
-
-from benchmarks.boxes_to_masks import BOXES_ONLY, CONDITIONS  # noqa: E402
-from benchmarks.boxes_to_masks_measures import Things, unseen  # noqa: E402
-from pipelines.drawing import (  # noqa: E402
+from pipelines.drawing import (
     DrawnSegment,
     class_colour,
     contact_sheet,
     draw_segments,
     side_by_side,
 )
-from pipelines.scenes.vocabulary import SHAPES, STUFF  # noqa: E402
-from xdecoder import Instance, MasksOfBoxes, OpenSeeD, Vocabulary  # noqa: E402
+from pipelines.scenes.vocabulary import SHAPES, STUFF
+from xdecoder import Instance, MasksOfBoxes, OpenSeeD, Vocabulary
 
 SIDE_PX = 150
 MINIMUM_SCORE = 0.3

@@ -50,7 +50,7 @@ class Referring:
 
     def ask(self, model: XDecoder | OpenSeeD, image: ImageArray) -> FoundRegions:
         if isinstance(model, OpenSeeD):
-            return self._masks_of_boxes(model, image)
+            return self._of_best_queries(model, image)
         own, size_hw = model.prediction, (image.shape[0], image.shape[1])
         logits = predict(
             model,
@@ -65,7 +65,7 @@ class Referring:
             tuple(self.phrases), masks, mask_quality(logits), boxes_from_masks(masks)
         )
 
-    def _masks_of_boxes(self, model: OpenSeeD, image: ImageArray) -> FoundRegions:
+    def _of_best_queries(self, model: OpenSeeD, image: ImageArray) -> FoundRegions:
         if not self.phrases:
             none = torch.zeros(0, image.shape[0], image.shape[1], dtype=torch.bool)
             return FoundRegions((), none, torch.zeros(0), boxes_from_masks(none))
