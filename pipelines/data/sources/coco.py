@@ -13,7 +13,8 @@ from pipelines.errors import ConfigError, DataError
 
 _SITE = "https://cocodataset.org/#download"
 _LICENCE = (
-    "annotations CC BY 4.0; each image under its own Flickr licence, see `license` in the JSON"
+    "of COCO itself: annotations CC BY 4.0; each image under its own Flickr licence, see "
+    "`license` in the JSON. Of another folder in its format: as its owner says"
 )
 _IMAGES = NeededFile(
     path="{split}*/*|images/{split}*/*",
